@@ -1,0 +1,148 @@
+"""
+The one type in flight: a batch of data points that share a layout.
+
+What repeats from collection to collection (names, units, attributes) is in the
+:class:`SeriesLayout`; what changes (times, values) is in parallel sequences.
+Standard library only, no I/O.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, TypeAlias
+
+Kind: TypeAlias = Literal["gauge", "sum", "histogram", "exponential_histogram", "summary"]
+Temporality: TypeAlias = Literal["delta", "cumulative"]
+
+AttributesJson: TypeAlias = str
+"""
+Attributes as canonical JSON: keys sorted, no white space.
+
+Equal sets are equal strings, and ``True`` is not ``1``, which plain Python
+comparison would mix up.
+"""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Series:
+    """
+    Identity of one stream of data points (OTLP metrics data model, "Timeseries").
+
+    Attributes:
+        resource: Attributes of the resource that reported.
+        attributes: Attributes of the data points.
+        temporality: Of sums and histograms; None for gauges and summaries.
+        is_monotonic: Of sums; None otherwise.
+        run_id: What the sender's envelope called the run (smoltrace), if it did.
+    """
+
+    resource: AttributesJson
+    scope_name: str
+    metric_name: str
+    unit: str
+    kind: Kind
+    temporality: Temporality | None = None
+    is_monotonic: bool | None = None
+    attributes: AttributesJson = "{}"
+    run_id: str | None = None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class SeriesLayout:
+    """
+    The series of a batch, in the order of its values. Compared by identity.
+
+    Decoders hand out the same object as long as a source keeps sending the same
+    series, so that everything costly happens once per layout.
+    """
+
+    series: tuple[Series, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Distribution:
+    """
+    Value of a histogram, exponential histogram or summary data point.
+
+    Fields that the kind does not have, or the sender did not send, are None.
+    """
+
+    count: int | None = None
+    sum: float | None = None
+    min: float | None = None
+    max: float | None = None
+    bucket_counts: tuple[int, ...] | None = None
+    explicit_bounds: tuple[float, ...] | None = None
+    scale: int | None = None
+    zero_count: int | None = None
+    zero_threshold: float | None = None
+    positive_offset: int | None = None
+    positive_bucket_counts: tuple[int, ...] | None = None
+    negative_offset: int | None = None
+    negative_bucket_counts: tuple[int, ...] | None = None
+    quantiles: tuple[tuple[float, float], ...] | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Extra:
+    """What few data points carry: flags other than 0, and exemplars as JSON."""
+
+    flags: int = 0
+    exemplars: str | None = None
+
+
+Value: TypeAlias = int | float | Distribution | None
+"""A measured value; None where the sender says that none was recorded."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PointBatch:
+    """
+    Data points that arrived together: one collection, or one OTLP request.
+
+    Attributes:
+        layout: Whose points these are.
+        times_unix_nano: One time per point, or a single one that all points share.
+        start_times_unix_nano: One per point, 0 where unknown; empty if all are.
+        values: One per point.
+        extras: Position to what only few points carry.
+        skipped: Reason to number of points that were too broken to be decoded.
+    """
+
+    layout: SeriesLayout
+    times_unix_nano: Sequence[int]
+    values: Sequence[Value]
+    start_times_unix_nano: Sequence[int] = ()
+    extras: Mapping[int, Extra] = field(default_factory=dict)
+    skipped: Mapping[str, int] = field(default_factory=dict)
+
+
+def attributes_json(attributes: Mapping[str, Any] | None) -> AttributesJson:
+    """Canonical JSON of *attributes*; every OTLP AnyValue kind is representable."""
+    return json.dumps(
+        {str(key): _plain(value) for key, value in (attributes or {}).items()},
+        sort_keys=True,
+        separators=(",", ":"),
+        ensure_ascii=False,
+    )
+
+
+def _plain(value: Any) -> Any:
+    """Follow OTLP/JSON: bytes are base64, non-finite numbers are strings."""
+    match value:
+        case None | bool() | int() | str():
+            return value
+        case float():
+            return value if math.isfinite(value) else str(value)
+        case bytes():
+            return base64.b64encode(value).decode()
+        case Mapping():
+            return {str(key): _plain(item) for key, item in value.items()}
+        case Sequence():
+            return [_plain(item) for item in value]
+        case _:
+            return str(value)

@@ -1,0 +1,137 @@
+"""
+The dataset card: README.md of a dataset, generated from the contract.
+
+It describes the columns, not the runs. What a person wrote around our section and
+into the YAML is kept.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import Any
+
+from .schema import CONFIGS, DEFAULT, Column
+
+START, END = "<!-- hubmeter:start -->", "<!-- hubmeter:end -->"
+
+TAGS = ["hubmeter", "opentelemetry", "otlp", "metrics", "gpu-metrics", "time-series",
+        "telemetry", "energy", "carbon-footprint", "agent-evaluation"]  # fmt: skip
+
+_FRONT_MATTER = re.compile(r"\A---\r?\n(.*?)\r?\n---\r?\n?", re.DOTALL)
+
+_BODY = """\
+{start}
+# GPU metrics
+
+One row per instant and GPU: utilization, memory, temperature, power, energy, CO2 and cost
+of the runs in this dataset. Made by [hubmeter](https://pypi.org/project/hubmeter/) from
+OpenTelemetry metrics.
+
+## Open it
+
+```python
+from datasets import load_dataset
+
+rows = load_dataset("{name}", split="train")              # one row per instant and GPU
+points = load_dataset("{name}", "points", split="train")  # all other data points, complete
+```
+
+```sql
+-- duckdb, in the folder of this dataset
+SELECT gpu_id, max(gpu_temperature_celsius), max(energy_joules) / 3600 AS wh
+FROM 'data/default/*/*.parquet' GROUP BY gpu_id;
+```
+
+## Columns of `default`
+
+A null means: not measured. Cumulative columns grow within a run and GPU. Take the
+largest value per run and GPU, then add. A row with `gpu_id` null is about the whole run.
+
+{default_columns}
+
+## Columns of `points`
+
+{points_columns}
+
+## Before you share it
+
+`host_name`, `service_name` and the resource attributes in `points` are published as the
+sender wrote them. CO2 and cost use the factors in the metadata of each Parquet file
+(`hubmeter.carbon_g_per_kwh`, `hubmeter.price_usd_per_kwh`, `hubmeter.pue`).
+{end}
+"""
+
+
+def card_text(name: str, *, configs: Sequence[str], contents: str = "", existing: str = "") -> str:
+    """
+    The card of the dataset *name*, with what a person added to *existing* kept.
+
+    Args:
+        name: How a reader opens the dataset: a repository id or a folder.
+        configs: Configs that have at least one file; a reader fails on the others.
+        contents: Words that differ whenever the files differ. ``datasets`` 5.2 caches a
+            local folder under its name and card only, and would go on showing old rows.
+    """
+    section = _BODY.format(
+        start=START,
+        end=END,
+        name=_plain(name),
+        default_columns=_column_table(DEFAULT),
+        points_columns=_column_table(CONFIGS["points"]),
+    )
+    header, body = _split(existing)
+    if START in body and END in body:
+        before, rest = body.split(START, 1)
+        body = before + section.rstrip("\n") + rest.split(END, 1)[1]
+    else:
+        body = f"{section}\n{body.lstrip()}" if body.strip() else section
+    return f"---\n{_front_matter(header, [_config(c, contents) for c in configs])}---\n{body}"
+
+
+def _front_matter(header: str, configs: list[dict[str, Any]]) -> str:
+    """YAML with our configs, and every other key as it was."""
+    import yaml
+
+    try:
+        known: Any = yaml.safe_load(header)
+    except yaml.YAMLError:
+        known = None
+    if not isinstance(known, dict):
+        known = {"pretty_name": "GPU metrics", "library_name": "hubmeter", "tags": TAGS}
+    others = known.get("configs")
+    theirs = [
+        config
+        for config in (others if isinstance(others, list) else [])
+        if isinstance(config, dict) and config.get("config_name") not in CONFIGS
+    ]
+    merged = {**known, "configs": configs + theirs}
+    text: str = yaml.safe_dump(merged, sort_keys=False, allow_unicode=True)
+    return text
+
+
+def _config(config: str, contents: str) -> dict[str, Any]:
+    return {
+        "config_name": config,
+        **({"default": True} if config == "default" else {}),
+        **({"description": contents} if contents else {}),
+        "data_files": [{"split": "train", "path": f"data/{config}/*/*.parquet"}],
+    }
+
+
+def _split(text: str) -> tuple[str, str]:
+    found = _FRONT_MATTER.match(text)
+    return (found[1], text[found.end() :]) if found else ("", text)
+
+
+def _column_table(columns: tuple[Column, ...]) -> str:
+    lines = ["| column | type | unit | kind | meaning |", "|---|---|---|---|---|"]
+    lines += [
+        f"| `{c.name}` | {c.type} | {c.unit} | {c.semantic} | {c.meaning} |" for c in columns
+    ]
+    return "\n".join(lines)
+
+
+def _plain(name: str) -> str:
+    """Names from outside are text: nothing that could end the string or the code block."""
+    return re.sub(r"[^\w./~ -]", "_", name)

@@ -1,0 +1,250 @@
+"""
+OpenTelemetry SDK objects to batches, without encoding them first.
+
+A provider collects the same series again and again, with the very same attribute
+objects. So their names are read once, and a collection costs a few list
+comprehensions over its points.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from operator import is_
+from typing import Any
+
+from opentelemetry.sdk.metrics.export import (
+    AggregationTemporality,
+    ExponentialHistogram,
+    Gauge,
+    Histogram,
+    MetricsData,
+    Sum,
+)
+
+from ..batch import (
+    AttributesJson,
+    Distribution,
+    Extra,
+    Kind,
+    PointBatch,
+    Series,
+    SeriesLayout,
+    Temporality,
+    Value,
+    attributes_json,
+)
+from .layouts import LayoutCache
+
+_KINDS: dict[type, Kind] = {
+    Gauge: "gauge",
+    Sum: "sum",
+    Histogram: "histogram",
+    ExponentialHistogram: "exponential_histogram",
+}
+_TEMPORALITIES: dict[Any, Temporality] = {
+    AggregationTemporality.DELTA: "delta",
+    AggregationTemporality.CUMULATIVE: "cumulative",
+}
+UNKNOWN_KIND = "a metric is of a kind that is not known"
+BAD_POINT = "a data point lacks a value or a time that can be read"
+
+
+@dataclass(frozen=True, slots=True)
+class _Plan:
+    """What the last collection looked like, and the layout it led to."""
+
+    shape: list[tuple[Any, ...]]
+    attributes: list[Any]
+    layout: SeriesLayout
+    only_numbers: bool
+
+
+class SdkDecoder:
+    """Decodes what one provider collects. Not thread safe."""
+
+    def __init__(self) -> None:
+        self._cache = LayoutCache()
+        self._plan: _Plan | None = None
+
+    def decode(self, data: MetricsData) -> PointBatch:
+        """
+        One collection as a batch.
+
+        Args:
+            data: What ``MetricExporter.export`` gets.
+        """
+        metrics = [
+            (resource_metrics.resource, scope_metrics.scope, metric)
+            for resource_metrics in data.resource_metrics
+            for scope_metrics in resource_metrics.scope_metrics
+            for metric in scope_metrics.metrics
+        ]
+        known = [found for found in metrics if found[2].data.__class__ in _KINDS]
+        points = [point for _, _, metric in known for point in metric.data.data_points]
+        plan = self._plan_of(known, points)
+        skipped = {UNKNOWN_KIND: len(metrics) - len(known)} if len(known) < len(metrics) else {}
+        if plan.only_numbers:
+            batch = _number_batch(plan.layout, points, skipped)
+            if batch is not None:
+                return batch
+        return self._careful_batch(plan.layout, points, skipped)
+
+    def _plan_of(self, metrics: list[tuple[Any, Any, Any]], points: list[Any]) -> _Plan:
+        shape = [
+            (
+                resource,
+                scope,
+                metric.name,
+                metric.unit,
+                metric.data.__class__,
+                getattr(metric.data, "aggregation_temporality", None),
+                getattr(metric.data, "is_monotonic", None),
+                len(metric.data.data_points),
+            )
+            for resource, scope, metric in metrics
+        ]
+        attributes = [point.attributes for point in points]
+        plan = self._plan
+        # Identity, not equality: {"a": True} == {"a": 1}, and the SDK keeps the objects.
+        if (
+            plan is None
+            or len(plan.attributes) != len(attributes)
+            or not all(map(is_, plan.attributes, attributes))
+            or plan.shape != shape
+        ):
+            plan = self._plan = self._learn(shape, attributes)
+        return plan
+
+    def _learn(self, shape: list[tuple[Any, ...]], attributes: list[Any]) -> _Plan:
+        series: list[Series] = []
+        remaining = iter(attributes)
+        resources: dict[int, AttributesJson] = {}
+        for resource, scope, name, unit, data, temporality, is_monotonic, count in shape:
+            if id(resource) not in resources:
+                resources[id(resource)] = attributes_json(getattr(resource, "attributes", None))
+            for _ in range(count):
+                one = Series(
+                    resource=resources[id(resource)],
+                    scope_name=str(getattr(scope, "name", "") or ""),
+                    metric_name=str(name),
+                    unit=str(unit or ""),
+                    kind=_KINDS[data],
+                    temporality=_TEMPORALITIES.get(temporality),
+                    is_monotonic=is_monotonic if data is Sum else None,
+                    attributes=attributes_json(next(remaining)),
+                )
+                series.append(self._cache.series(one))
+        only_numbers = all(one.kind in ("gauge", "sum") for one in series)
+        return _Plan(shape, attributes, self._cache.layout(series), only_numbers)
+
+    def _careful_batch(
+        self, layout: SeriesLayout, points: list[Any], skipped: dict[str, int]
+    ) -> PointBatch:
+        """Point by point: distributions, exemplars, and points that are broken."""
+        counts = Counter(skipped)
+        kept = [place for place, point in enumerate(points) if _is_usable(point)]
+        if len(kept) < len(points):
+            counts[BAD_POINT] += len(points) - len(kept)
+            layout = self._cache.layout([layout.series[place] for place in kept])
+            points = [points[place] for place in kept]
+        times = [point.time_unix_nano for point in points]
+        return PointBatch(
+            layout=layout,
+            times_unix_nano=times[:1] if len(set(times)) == 1 else times,
+            start_times_unix_nano=tuple(_nanos(point.start_time_unix_nano) for point in points),
+            values=[_value(point) for point in points],
+            extras={place: extra for place, extra in enumerate(map(_extra, points)) if extra},
+            skipped=dict(counts),
+        )
+
+
+def _number_batch(
+    layout: SeriesLayout, points: list[Any], skipped: dict[str, int]
+) -> PointBatch | None:
+    """The usual case, fast; None if any point is not the usual case."""
+    times = {point.time_unix_nano for point in points}
+    if len(times) != 1 or any([point.exemplars for point in points]):
+        return None
+    [time] = times
+    values = [point.value for point in points]
+    if not _is_nanos(time) or not {value.__class__ for value in values} <= {int, float}:
+        return None
+    return PointBatch(
+        layout=layout,
+        times_unix_nano=(time,),
+        start_times_unix_nano=tuple([point.start_time_unix_nano or 0 for point in points]),
+        values=values,
+        skipped=skipped,
+    )
+
+
+def _is_nanos(time: Any) -> bool:
+    return isinstance(time, int) and 0 <= time < 2**64
+
+
+def _nanos(time: Any) -> int:
+    return time if _is_nanos(time) else 0
+
+
+def _is_usable(point: Any) -> bool:
+    if not _is_nanos(point.time_unix_nano):
+        return False
+    value = getattr(point, "value", 0.0)
+    return isinstance(value, int | float) or hasattr(value, "__float__")
+
+
+def _value(point: Any) -> Value:
+    if not hasattr(point, "value"):
+        return _distribution(point)
+    value = point.value
+    return int(value) if isinstance(value, int) else float(value)
+
+
+def _distribution(point: Any) -> Distribution:
+    exponential = hasattr(point, "scale")
+    return Distribution(
+        count=point.count,
+        sum=_finite(point.sum),
+        min=_finite(point.min),
+        max=_finite(point.max),
+        bucket_counts=None if exponential else tuple(point.bucket_counts),
+        explicit_bounds=None if exponential else tuple(point.explicit_bounds),
+        scale=point.scale if exponential else None,
+        zero_count=point.zero_count if exponential else None,
+        positive_offset=point.positive.offset if exponential else None,
+        positive_bucket_counts=tuple(point.positive.bucket_counts) if exponential else None,
+        negative_offset=point.negative.offset if exponential else None,
+        negative_bucket_counts=tuple(point.negative.bucket_counts) if exponential else None,
+    )
+
+
+def _finite(value: Any) -> float | None:
+    """The SDK says infinity where no minimum or maximum was recorded."""
+    return float(value) if value is not None and math.isfinite(value) else None
+
+
+def _extra(point: Any) -> Extra | None:
+    flags = getattr(point, "flags", 0) or 0
+    exemplars = getattr(point, "exemplars", None)
+    if not flags and not exemplars:
+        return None
+    return Extra(flags=flags, exemplars=_exemplars(exemplars) if exemplars else None)
+
+
+def _exemplars(exemplars: Sequence[Any] | Iterable[Any]) -> str:
+    """OTLP/JSON: identifiers are hexadecimal, 64-bit integers are strings."""
+    return json.dumps([
+        {
+            "filteredAttributes": json.loads(attributes_json(exemplar.filtered_attributes)),
+            "timeUnixNano": str(exemplar.time_unix_nano),
+            **({"asInt": str(exemplar.value)} if isinstance(exemplar.value, int)
+               else {"asDouble": exemplar.value}),
+            **({"spanId": f"{exemplar.span_id:016x}"} if exemplar.span_id else {}),
+            **({"traceId": f"{exemplar.trace_id:032x}"} if exemplar.trace_id else {}),
+        }
+        for exemplar in exemplars
+    ])  # fmt: skip

@@ -1,0 +1,387 @@
+"""
+Points to rows: one row per run, resource, instant and GPU. Pure.
+
+No clock, disk, log or environment: the same function serves a live run, a file,
+a recovery and an old dataset. What finds no column comes back as references for
+the ``points`` config.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Set
+from dataclasses import dataclass, field
+from itertools import pairwise
+from typing import Literal, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .conventions import Target, target_of
+from .energy import Factors
+from .gpus import Gpu, Reporter, gpus_of
+from .ledger import Points
+from .schema import CUMULATIVE_COLUMNS, SEED_METRICS
+from .streams import BLOCK_STRIDE, Floats, Refs, Stream, Times, streams_of, totals
+
+PointsKept: TypeAlias = Literal["all", "other", "none"]
+
+COUNTER, INTEGRATED = 1.0, 2.0
+ENERGY_SOURCES = {COUNTER: "counter", INTEGRATED: "integrated"}
+
+NOT_FINITE = "the value is not a finite number, see points"
+COMPETING = "another series already fills this cell, see points"
+GAP_FACTOR = 3
+"""Power is integrated over gaps of at most this many typical intervals."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Options:
+    """
+    What flattening needs to know beside the points.
+
+    Attributes:
+        run_id: For resources without ``run.id``.
+        factors: Derive energy, CO2 and cost where a source does not send them;
+            None leaves them null.
+        zero_fill: 0.0 instead of null in the seven seed metrics, as smoltrace has it.
+        points: What the ``points`` config keeps; ``other`` is what has no column.
+        empty_run_unix_nano: If there is no row at all, make one with this time.
+    """
+
+    run_id: str
+    factors: Factors | None = None
+    zero_fill: bool = False
+    points: PointsKept = "other"
+    empty_run_unix_nano: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rows:
+    """
+    The ``default`` config as columns, and what is for ``points``.
+
+    Attributes:
+        times: Nanoseconds, one per row.
+        gpus: Distinct identities; *gpu_of_row* points into them.
+        floats: Column name to values, NaN is null; absent columns are null.
+        throttle_reasons: Reason to 1.0, 0.0 or NaN per row.
+        leftovers: References of the points that are for the ``points`` config.
+        skipped: Reason to number of points that are not in the rows because of it.
+    """
+
+    times: Times
+    gpus: tuple[Gpu, ...]
+    gpu_of_row: NDArray[np.int64]
+    floats: Mapping[str, Floats]
+    throttle_reasons: Mapping[str, Floats]
+    energy_source: Floats
+    leftovers: Refs
+    skipped: Mapping[str, int]
+
+
+def flatten_points(points: Points, options: Options) -> Rows:
+    """
+    Flatten *points* into rows, sorted by time and GPU id, rows without a GPU first.
+
+    The merging rules are those of the dataset contract (README, "The dataset").
+    """
+    streams, counts = streams_of(points)
+    targets = {
+        s.series: target_of(s.series.metric_name, s.series.unit, json.loads(s.series.attributes))
+        for s in streams
+        if s.series.kind in ("gauge", "sum")
+    }
+    gpus = gpus_of([s.series for s in streams], options.run_id)
+    grid = _Grid(points=points, counts=counts)
+    for stream in streams:
+        target = targets.get(stream.series)
+        if target is None:
+            grid.leave(stream)
+        else:
+            grid.offer(stream, target, gpus[stream.series])
+    grid.fill()
+    grid.fold()
+    if options.factors is not None:
+        grid.derive(options.factors)
+    return _rows(grid, streams, points, options)
+
+
+@dataclass(slots=True)
+class _Offer:
+    """
+    Attributes:
+        stream: The finite points of a stream.
+        times: All its times: a point without a value still makes a row.
+    """
+
+    stream: Stream
+    target: Target
+    times: Times
+
+
+@dataclass(slots=True)
+class _Sheet:
+    """Rows of one GPU: its times, and its columns on them."""
+
+    gpu: Gpu
+    times: Times
+    columns: dict[str, Floats] = field(default_factory=dict)
+
+    def column(self, name: str) -> Floats:
+        if name not in self.columns:
+            self.columns[name] = np.full(self.times.size, np.nan)
+        return self.columns[name]
+
+    def where(self, keep: NDArray[np.bool_]) -> _Sheet:
+        columns = {name: values[keep] for name, values in self.columns.items()}
+        return _Sheet(self.gpu, self.times[keep], columns)
+
+
+@dataclass(slots=True)
+class _Grid:
+    """Collects streams by GPU and column, then fills one sheet per GPU."""
+
+    points: Points
+    counts: Counter[str]
+    offers: dict[Gpu, dict[str, list[_Offer]]] = field(default_factory=lambda: defaultdict(dict))
+    sheets: list[_Sheet] = field(default_factory=list)
+    leftovers: list[Refs] = field(default_factory=list)
+
+    def leave(self, stream: Stream, reason: str | None = None) -> None:
+        """Keep the points of *stream* for the ``points`` config."""
+        if stream.refs.size:
+            self.leftovers.append(stream.refs)
+            if reason:
+                self.counts[reason] += stream.refs.size
+
+    def offer(self, stream: Stream, target: Target, gpu: Gpu) -> None:
+        """Let *stream* serve a column of *gpu*, as far as its points are finite."""
+        finite = np.isfinite(stream.values)
+        measured = stream if finite.all() else stream.where(finite)
+        if not finite.all():
+            self._leave_broken(stream.where(~finite))
+        offer = _Offer(measured, target, stream.times)
+        self.offers[gpu].setdefault(target.column, []).append(offer)
+
+    def fill(self) -> None:
+        """Write every stream into its GPU's sheet."""
+        for gpu, by_column in self.offers.items():
+            sheet = _Sheet(gpu, _union([o.times for offers in by_column.values() for o in offers]))
+            for column, offers in by_column.items():
+                served = self._one_producer(offers)
+                if column in CUMULATIVE_COLUMNS:
+                    _fill_cumulative(sheet, column, served)
+                else:
+                    self._fill_gauge(sheet, column, served)
+            self.sheets.append(sheet)
+
+    def fold(self) -> None:
+        """Move rows without a GPU into the GPU's row where there is exactly one."""
+        folded = [sheet for sheets in self._by_reporter() for sheet in _folded(sheets)]
+        self.sheets = [sheet for sheet in folded if sheet.times.size]
+
+    def derive(self, factors: Factors) -> None:
+        """Compute what a reporter did not send from what it did."""
+        for sheets in self._by_reporter():
+            sent = {column for sheet in sheets for column in sheet.columns}
+            for sheet in sheets:
+                _derive_memory_total(sheet)
+                _derive_energy(sheet, sent, factors)
+
+    def _by_reporter(self) -> Iterable[list[_Sheet]]:
+        by_reporter: dict[Reporter, list[_Sheet]] = defaultdict(list)
+        for sheet in self.sheets:
+            by_reporter[sheet.gpu.reporter].append(sheet)
+        return by_reporter.values()
+
+    def _leave_broken(self, broken: Stream) -> None:
+        """Points that say "no recorded value" are not broken: their cell is null."""
+        self.leave(broken)
+        values = (self.points.blocks[ref // BLOCK_STRIDE].special.get(ref % BLOCK_STRIDE, 0.0)
+                  for ref in broken.refs.tolist())  # fmt: skip
+        not_finite = sum(value is not None for value in values)
+        if not_finite:
+            self.counts[NOT_FINITE] += not_finite
+
+    def _one_producer(self, offers: list[_Offer]) -> list[_Offer]:
+        """Of several metrics that mean the same, the first seen serves the column."""
+
+        def producer(offer: _Offer) -> tuple[str, str]:
+            return offer.stream.series.scope_name, offer.stream.series.metric_name
+
+        for offer in offers:
+            if producer(offer) != producer(offers[0]):
+                self.leave(offer.stream, COMPETING)
+        return [offer for offer in offers if producer(offer) == producer(offers[0])]
+
+    def _fill_gauge(self, sheet: _Sheet, column: str, offers: list[_Offer]) -> None:
+        cells = sheet.column(column)
+        for offer in offers:
+            stream = offer.stream
+            is_total = stream.series.kind == "sum" and stream.series.temporality == "delta"
+            values = totals(stream, since_boot=False) if is_total else stream.values
+            rows = np.searchsorted(sheet.times, stream.times)
+            free = np.isnan(cells[rows])
+            if not free.all():
+                self.leave(stream.where(~free), COMPETING)
+            cells[rows[free]] = values[free] * offer.target.scale
+
+
+def _fill_cumulative(sheet: _Sheet, column: str, offers: list[_Offer]) -> None:
+    """Attributes partition a sum (OTLP data model), so its streams add up."""
+    observed = _union([offer.stream.times for offer in offers])
+    sums = np.zeros(observed.size)
+    integrated = np.zeros(observed.size, dtype=bool)
+    for offer in offers:
+        stream = offer.stream
+        grown = totals(stream, since_boot=offer.target.since_boot) * offer.target.scale
+        latest = np.searchsorted(stream.times, observed, side="right")
+        so_far = np.concatenate([[0.0], grown])[latest]
+        sums += so_far
+        source = json.loads(stream.series.attributes).get("energy_source")
+        integrated |= (source == ENERGY_SOURCES[INTEGRATED]) & (so_far > 0)
+    rows = np.searchsorted(sheet.times, observed)
+    sheet.column(column)[rows] = sums
+    if column == "energy_joules":
+        sheet.column("energy:source")[rows] = np.where(integrated, INTEGRATED, COUNTER)
+
+
+def _derive_memory_total(sheet: _Sheet) -> None:
+    """dcgm-exporter sends parts: the total is used + free + reserved."""
+    free, reserved = (sheet.columns.pop(f"memory:{part}", None) for part in ("free", "reserved"))
+    used = sheet.columns.get("gpu_memory_used_mib")
+    if free is None or used is None or "gpu_memory_total_mib" in sheet.columns:
+        return
+    rest = 0.0 if reserved is None else np.nan_to_num(reserved)
+    sheet.columns["gpu_memory_total_mib"] = used + free + rest
+
+
+def _derive_energy(sheet: _Sheet, sent: Set[str], factors: Factors) -> None:
+    """Energy from power, then CO2 and cost from energy, each only where nobody sent it."""
+    columns = sheet.columns
+    if "energy_joules" not in sent and "gpu_power_watts" in columns:
+        columns["energy_joules"] = _integral(sheet.times, columns["gpu_power_watts"])
+        known = ~np.isnan(columns["energy_joules"])
+        columns["energy:source"] = np.where(known, INTEGRATED, np.nan)
+    energy = columns.get("energy_joules")
+    if energy is None:
+        return
+    if "co2_emissions_gco2e" not in sent:
+        columns["co2_emissions_gco2e"] = energy * factors.co2_g_per_joule
+    if "power_cost_usd" not in sent:
+        columns["power_cost_usd"] = energy * factors.cost_usd_per_joule
+
+
+def _integral(times: Times, watts: Floats) -> Floats:
+    """Joules since the first reading, by trapezoids; nothing is charged over long gaps."""
+    joules = np.full(times.size, np.nan)
+    known = ~np.isnan(watts)
+    seconds, power = np.diff(times[known]) / 1e9, watts[known]
+    if seconds.size:
+        seconds = np.where(seconds > GAP_FACTOR * np.median(seconds), 0.0, seconds)
+    joules[known] = np.concatenate([[0.0], np.cumsum(seconds * (power[1:] + power[:-1]) / 2)])
+    return joules
+
+
+def _folded(sheets: list[_Sheet]) -> list[_Sheet]:
+    """The sheets of one reporter, with what belongs to its only GPU moved there."""
+    with_gpu = [sheet for sheet in sheets if sheet.gpu.gpu_id is not None]
+    result = list(with_gpu)
+    for loose in (sheet for sheet in sheets if sheet.gpu.gpu_id is None):
+        present = sum(
+            (np.isin(loose.times, sheet.times).astype(int) for sheet in with_gpu),
+            start=np.zeros(loose.times.size, dtype=int),
+        )
+        moved = np.zeros(loose.times.size, dtype=bool)
+        for sheet in with_gpu:
+            moved |= _move(loose, sheet, present == 1)
+        result.append(loose.where(~moved))
+    return result
+
+
+def _move(loose: _Sheet, sheet: _Sheet, alone: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """Move rows of *loose* that *alone* marks and that take no occupied cell of *sheet*."""
+    here = alone & np.isin(loose.times, sheet.times)
+    rows = np.searchsorted(sheet.times, loose.times[here])
+    for name, values in loose.columns.items():
+        if name in sheet.columns:
+            here_free = np.isnan(sheet.columns[name][rows]) | np.isnan(values[here])
+            here[np.flatnonzero(here)[~here_free]] = False
+            rows = rows[here_free]
+    for name, values in loose.columns.items():
+        sent = ~np.isnan(values[here])
+        sheet.column(name)[rows[sent]] = values[here][sent]
+    return here
+
+
+def _rows(grid: _Grid, streams: list[Stream], points: Points, options: Options) -> Rows:
+    sheets = grid.sheets or _empty_run(streams, options)
+    names = {name for sheet in sheets for name in sheet.columns}
+    times = np.concatenate([sheet.times for sheet in sheets] or [np.empty(0, np.uint64)])
+    gpu_of_row = np.repeat(np.arange(len(sheets)), [sheet.times.size for sheet in sheets])
+    order = np.lexsort((_ranks(sheets)[gpu_of_row], times))
+    floats = {
+        name: np.concatenate(
+            [s.columns[name] if name in s.columns else np.full(s.times.size, np.nan) for s in sheets]
+        )[order]
+        for name in sorted(names)
+    }
+    if options.zero_fill:
+        for name in SEED_METRICS:
+            floats[name] = np.nan_to_num(floats.get(name, np.zeros(times.size)), nan=0.0)
+    source = floats.pop("energy:source", np.full(times.size, np.nan))
+    return Rows(
+        times=times[order],
+        gpus=tuple(sheet.gpu for sheet in sheets),
+        gpu_of_row=gpu_of_row[order],
+        floats={name: values for name, values in floats.items() if ":" not in name},
+        throttle_reasons={
+            name.removeprefix("throttle:"): values
+            for name, values in floats.items()
+            if name.startswith("throttle:")
+        },
+        energy_source=source,
+        leftovers=_kept(grid, streams, options.points),
+        skipped={**points.skipped, **grid.counts},
+    )
+
+
+def _ranks(sheets: list[_Sheet]) -> NDArray[np.int64]:
+    """Order of the GPUs within an instant: no id first, then by id as text."""
+    order = sorted(range(len(sheets)), key=lambda i: sheets[i].gpu.gpu_id or "")
+    ranks = np.empty(len(sheets), dtype=np.int64)
+    ranks[order] = np.arange(len(sheets))
+    return ranks
+
+
+def _kept(grid: _Grid, streams: list[Stream], kept: PointsKept) -> Refs:
+    parts = grid.leftovers if kept == "other" else [stream.refs for stream in streams]
+    if kept == "none" or not parts:
+        return np.empty(0, dtype=np.int64)
+    return np.concatenate(parts)
+
+
+def _empty_run(streams: list[Stream], options: Options) -> list[_Sheet]:
+    """One row that identifies a run of which no GPU metric is known."""
+    if options.empty_run_unix_nano is None:
+        return []
+    gpus = gpus_of([stream.series for stream in streams], options.run_id)
+    gpu = next(iter(gpus.values()), None)
+    reporter = gpu.reporter if gpu else (options.run_id, "{}")
+    loose = Gpu(
+        reporter=reporter,
+        run_id=reporter[0],
+        service_name=gpu.service_name if gpu else None,
+        host_name=gpu.host_name if gpu else None,
+        gpu_id=None,
+    )
+    return [_Sheet(loose, np.array([options.empty_run_unix_nano], dtype=np.uint64))]
+
+
+def _union(times: Iterable[Times]) -> Times:
+    """Distinct times in order; cheap where all are the same, which is the rule."""
+    arrays = list(times)
+    same = all(a.size == b.size and (a is b or (a == b).all()) for a, b in pairwise(arrays))
+    return arrays[0] if same else np.unique(np.concatenate(arrays))

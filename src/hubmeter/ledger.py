@@ -1,0 +1,154 @@
+"""
+The points of a run in memory, as packed columns. Not the rows: those are derived.
+
+Batches of one layout are one :class:`Block`: eight bytes per value, times once
+per collection where all points share one, start times only where they change.
+Nothing is converted, dropped or merged here.
+"""
+
+from __future__ import annotations
+
+from array import array
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from .batch import Distribution, Extra, PointBatch, SeriesLayout, Value
+
+EXACT = 2**53
+"""Integers up to this magnitude survive in a float64."""
+
+NO_VALUE = float("nan")
+
+
+@dataclass(slots=True)
+class Block:
+    """
+    Many batches of one layout.
+
+    Attributes:
+        batch_numbers: For each batch its place in the order of arrival.
+        times_unix_nano: One per batch if *shares_time*, else one per point.
+        values: Batches x series, float64; NaN stands where *special* holds the value.
+        special: Index in *values* to what a float64 cannot hold: distributions, large
+            integers, and None for "no recorded value".
+        starts: Start times per batch where they differ from the batch before.
+        integers: Which values were integers, per batch where it differs likewise.
+        extras: Index in *values* to flags and exemplars.
+    """
+
+    layout: SeriesLayout
+    shares_time: bool
+    batch_numbers: array[int] = field(default_factory=lambda: array("Q"))
+    times_unix_nano: array[int] = field(default_factory=lambda: array("Q"))
+    values: array[float] = field(default_factory=lambda: array("d"))
+    special: dict[int, Distribution | int | None] = field(default_factory=dict)
+    starts: list[tuple[int, tuple[int, ...]]] = field(default_factory=list)
+    integers: list[tuple[int, bytes]] = field(default_factory=list)
+    extras: dict[int, Extra] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        """Number of batches."""
+        return len(self.batch_numbers)
+
+    def append(self, batch: PointBatch, number: int) -> None:
+        """Take *batch*, which has this block's layout and way of telling time."""
+        first, place = len(self.values), len(self.batch_numbers)
+        kinds = bytes([value.__class__ is int for value in batch.values])
+        if not self.integers or self.integers[-1][1] != kinds:
+            self.integers.append((place, kinds))
+        starts = batch.start_times_unix_nano
+        if not self.starts or self.starts[-1][1] != starts:
+            self.starts.append((place, tuple(starts)))
+        try:
+            self.values.extend(batch.values)  # type: ignore[arg-type]
+            big = any(not -EXACT <= value <= EXACT for value in self.values[first:]) and any(kinds)
+        except (TypeError, OverflowError):
+            del self.values[first:]
+            self.values.extend(_as_float(value) for value in batch.values)
+            big = True
+        if big:
+            self.special.update(_special(batch.values, first))
+        self.times_unix_nano.extend(batch.times_unix_nano)
+        self.batch_numbers.append(number)
+        if batch.extras:
+            self.extras.update({first + place: extra for place, extra in batch.extras.items()})
+
+    def copy(self) -> Block:
+        """An independent block, so that readers never hold a buffer that must grow."""
+        return Block(self.layout, self.shares_time, self.batch_numbers[:], self.times_unix_nano[:],
+                     self.values[:], dict(self.special), list(self.starts), list(self.integers),
+                     dict(self.extras))  # fmt: skip
+
+    def value(self, index: int, kinds: bytes) -> Value:
+        """The value at *index*, exactly as it was sent; *kinds* are its batch's integers."""
+        if index in self.special:
+            return self.special[index]
+        value = self.values[index]
+        return int(value) if kinds[index % len(kinds)] else value
+
+
+class Ledger:
+    """All blocks of a run, in order of first appearance. Not thread safe."""
+
+    def __init__(self) -> None:
+        self.skipped: Counter[str] = Counter()
+        self._blocks: dict[tuple[SeriesLayout, bool], Block] = {}
+        self._batches = 0
+        self._points = 0
+
+    def append(self, batch: PointBatch) -> None:
+        """Add the points of *batch*."""
+        if batch.skipped:
+            self.skipped.update(batch.skipped)
+        if not batch.values:
+            return
+        shares_time = len(batch.times_unix_nano) == 1
+        key = (batch.layout, shares_time)
+        block = self._blocks.get(key)
+        if block is None:
+            block = self._blocks[key] = Block(*key)
+        block.append(batch, self._batches)
+        self._batches += 1
+        self._points += len(batch.values)
+
+    def __len__(self) -> int:
+        """Number of points."""
+        return self._points
+
+    def snapshot(self) -> Points:
+        """A copy that does not change any more."""
+        return Points(tuple(block.copy() for block in self._blocks.values()), dict(self.skipped))
+
+
+@dataclass(frozen=True, slots=True)
+class Points:
+    """Points at rest: what :mod:`hubmeter.flattening` reads."""
+
+    blocks: tuple[Block, ...]
+    skipped: Mapping[str, int]
+
+
+def gather(batches: Iterator[PointBatch]) -> Points:
+    """Pack *batches*, which may be generated one by one."""
+    ledger = Ledger()
+    for batch in batches:
+        ledger.append(batch)
+    return ledger.snapshot()
+
+
+def _as_float(value: Value) -> float:
+    if value is None or isinstance(value, Distribution):
+        return NO_VALUE
+    try:
+        return float(value)
+    except OverflowError:
+        return NO_VALUE
+
+
+def _special(values: Sequence[Value], first: int) -> Iterator[tuple[int, Distribution | int | None]]:
+    for index, value in enumerate(values, first):
+        if value is None or isinstance(value, Distribution):
+            yield index, value
+        elif isinstance(value, int) and not -EXACT <= value <= EXACT:
+            yield index, value

@@ -1,0 +1,206 @@
+"""
+Settings: names, defaults, meaning, and where each value came from.
+
+The only module that reads the environment. A wrong value is a warning and the
+default, never an exception: the program that is being observed must not notice.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+import uuid
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Setting:
+    """
+    One setting, as the documentation and ``hubmeter doctor`` show it.
+
+    Attributes:
+        name: Field of :class:`Settings`, and key in ``hubmeter.toml``.
+        variable: Environment variable; *fallbacks* are asked after it.
+    """
+
+    name: str
+    variable: str
+    default: Any
+    parse: Callable[[str], Any]
+    meaning: str
+    fallbacks: tuple[str, ...] = ()
+
+
+def _number(low: float, high: float) -> Callable[[str], float]:
+    def parse(text: str) -> float:
+        value = float(text)
+        if not (math.isfinite(value) and low <= value <= high):
+            raise ValueError(f"expected a number from {low:g} to {high:g}")
+        return value
+
+    return parse
+
+
+def _choice(*words: str) -> Callable[[str], str]:
+    def parse(text: str) -> str:
+        if text not in words:
+            raise ValueError(f"expected one of: {', '.join(words)}")
+        return text
+
+    return parse
+
+
+def _switch(text: str) -> bool:
+    try:
+        return {"1": True, "true": True, "yes": True, "on": True,
+                "0": False, "false": False, "no": False, "off": False}[text.lower()]  # fmt: skip
+    except KeyError:
+        raise ValueError("expected 1 or 0") from None
+
+
+def _text(text: str) -> str:
+    if not text:
+        raise ValueError("expected some text")
+    return text
+
+
+SETTINGS: tuple[Setting, ...] = (
+    Setting(name="to", variable="HUBMETER_TO", default="./hubmeter-data", parse=_text,
+            meaning="destination folder; {date} and {run_id} are filled in"),
+    Setting(name="run_id", variable="HUBMETER_RUN_ID", default=None, parse=_text,
+            meaning="when the resource has no run.id; default a new UUID"),
+    Setting(name="missing", variable="HUBMETER_MISSING", default="null",
+            parse=_choice("null", "zero"),
+            meaning="zero fills the seven seed metrics as smoltrace does"),
+    Setting(name="points", variable="HUBMETER_POINTS", default="other",
+            parse=_choice("all", "other", "none"),
+            meaning="what the points table keeps; other = what has no column"),
+    Setting(name="gpus", variable="HUBMETER_GPUS", default="visible", parse=_text,
+            meaning="visible, all, none, indices (0,2), UUIDs, MIG-UUIDs or index:instance"),
+    Setting(name="sample_interval_s", variable="HUBMETER_SAMPLE_INTERVAL", default=1.0,
+            parse=_number(0.05, 3600), meaning="seconds between two readings of a GPU"),
+    Setting(name="price_usd_per_kwh", variable="HUBMETER_PRICE_KWH", default=0.12,
+            parse=_number(0, 100), meaning="USD per kWh",
+            fallbacks=("GENAI_POWER_COST_PER_KWH",)),
+    Setting(name="carbon_g_per_kwh", variable="HUBMETER_CARBON_INTENSITY", default=475.0,
+            parse=_number(0, 2000), meaning="gCO2e per kWh; 475 is the IEA world mean of 2019",
+            fallbacks=("GENAI_CARBON_INTENSITY", "CODECARBON_FORCE_CARBON_INTENSITY_G_CO2E_KWH")),
+    Setting(name="pue", variable="HUBMETER_PUE", default=1.0, parse=_number(1, 10),
+            meaning="power usage effectiveness of the data centre, multiplies CO2 and cost"),
+    Setting(name="disabled", variable="HUBMETER_DISABLED", default=False, parse=_switch,
+            meaning="switch everything off"),
+)  # fmt: skip
+"""All settings, in the order of the documentation (DESIGN section 6)."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """
+    Effective settings of one exporter, sampler or command.
+
+    Attributes:
+        origins: Field name to where its value came from.
+        problems: One sentence for each value that could not be used.
+    """
+
+    to: str = "./hubmeter-data"
+    run_id: str | None = None
+    missing: str = "null"
+    points: str = "other"
+    gpus: str = "visible"
+    sample_interval_s: float = 1.0
+    price_usd_per_kwh: float = 0.12
+    carbon_g_per_kwh: float = 475.0
+    pue: float = 1.0
+    disabled: bool = False
+    cuda_visible_devices: str | None = None
+    origins: Mapping[str, str] = field(default_factory=dict)
+    problems: tuple[str, ...] = ()
+
+
+def load_settings(**given: Any) -> Settings:
+    """
+    Read the settings: *given* before environment before file before default.
+
+    Args:
+        given: Values by field name, as arguments in code or flags; None is "not given".
+
+    Returns:
+        Settings that are always usable; what was wrong is in ``problems``.
+    """
+    file_values, problems = _file_values()
+    values: dict[str, Any] = {}
+    origins: dict[str, str] = {}
+    for setting in SETTINGS:
+        values[setting.name], origins[setting.name] = setting.default, "default"
+        for origin, text in _candidates(setting, given, file_values):
+            try:
+                value = setting.parse(str(text).strip())
+            except ValueError as error:
+                problems.append(f"{origin}={text!r} is ignored: {error}")
+                continue
+            values[setting.name], origins[setting.name] = value, origin
+            break
+    problems.extend(f"{name} is not a setting" for name in given.keys() - values.keys())
+    return Settings(
+        **values,
+        cuda_visible_devices=os.environ.get("CUDA_VISIBLE_DEVICES"),
+        origins=origins,
+        problems=tuple(problems),
+    )
+
+
+def new_run_id(settings: Settings) -> str:
+    """The configured run id, or a new UUID."""
+    return settings.run_id or str(uuid.uuid4())
+
+
+def fill_in(destination: str, run_id: str) -> str:
+    """Replace ``{date}`` (UTC) and ``{run_id}`` in a destination."""
+    date = datetime.now(timezone.utc).strftime("%Y%m%d_%H%M%S")
+    return destination.replace("{date}", date).replace("{run_id}", run_id)
+
+
+def _candidates(
+    setting: Setting, given: Mapping[str, Any], file_values: Mapping[str, Any]
+) -> Iterator[tuple[str, Any]]:
+    if given.get(setting.name) is not None:
+        yield f"argument {setting.name}", given[setting.name]
+    for variable in (setting.variable, *setting.fallbacks):
+        if os.environ.get(variable):
+            yield variable, os.environ[variable]
+    if setting.name in file_values:
+        yield f"file {setting.name}", file_values[setting.name]
+
+
+def _file_values() -> tuple[Mapping[str, Any], list[str]]:
+    """``hubmeter.toml``, else ``[tool.hubmeter]`` of ``pyproject.toml``, in this folder."""
+    for name, keys in (("hubmeter.toml", ()), ("pyproject.toml", ("tool", "hubmeter"))):
+        try:
+            text = Path(name).read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError):
+            continue
+        try:
+            values: Any = _toml(text)
+        except ValueError as error:
+            return {}, [f"{name} is ignored: {error}"]
+        for key in keys:
+            values = values.get(key, {}) if isinstance(values, Mapping) else {}
+        if isinstance(values, Mapping) and values:
+            return values, []
+    return {}, []
+
+
+def _toml(text: str) -> Mapping[str, Any]:
+    try:
+        import tomllib
+    except ImportError:  # Python 3.10
+        import tomli as tomllib
+    return tomllib.loads(text)

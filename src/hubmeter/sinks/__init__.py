@@ -1,0 +1,1 @@
+"""Where sealed shards go: one module per destination, each with ``publish(shard)``."""

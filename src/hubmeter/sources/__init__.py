@@ -1,0 +1,1 @@
+"""Where metrics come from: one module per source, each ends at ``pipeline.consume``."""

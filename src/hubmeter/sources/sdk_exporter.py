@@ -1,0 +1,225 @@
+"""
+An OpenTelemetry SDK pushes to us: the exporter, and ``attach()`` for running providers.
+"""
+
+from __future__ import annotations
+
+import atexit
+import logging
+import os
+import threading
+from typing import TYPE_CHECKING, Any
+
+from opentelemetry.sdk.metrics.export import (
+    MetricExporter,
+    MetricExportResult,
+    MetricsData,
+    PeriodicExportingMetricReader,
+)
+
+from ..decode.sdk_objects import SdkDecoder
+from ..pipeline import Deadline, Pipeline
+from ..settings import load_settings
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+    from opentelemetry.metrics import MeterProvider
+
+log = logging.getLogger(__name__)
+
+_created = False
+
+
+def was_created() -> bool:
+    """Whether this process has an exporter, however it was made."""
+    return _created
+
+
+class HubMetricExporter(MetricExporter):
+    """
+    Keep what an OpenTelemetry SDK collects, and publish it as a dataset on shutdown.
+
+    Nothing that goes wrong in here reaches the program that is being observed: it is
+    logged once, and counted.
+
+    Args:
+        to: Destination; by default ``HUBMETER_TO``, else ``./hubmeter-data``.
+        pipeline: Where the points go, instead of a pipeline made from the settings.
+        preferred_temporality: As in the SDK; cumulative by default.
+        preferred_aggregation: As in the SDK.
+        settings: Any setting by name, for example ``run_id`` or ``missing``.
+    """
+
+    def __init__(
+        self,
+        to: str | None = None,
+        *,
+        pipeline: Pipeline | None = None,
+        preferred_temporality: Any = None,
+        preferred_aggregation: Any = None,
+        **settings: Any,
+    ) -> None:
+        super().__init__(
+            preferred_temporality=preferred_temporality,
+            preferred_aggregation=preferred_aggregation,
+        )
+        self._owner_pid = os.getpid()
+        self._decoder = SdkDecoder()
+        self._decoding = threading.Lock()
+        self._pipeline: Pipeline | None = None
+        self._closed = False
+        self._complained = False
+        try:
+            self._pipeline = pipeline or _open_pipeline(to, settings)
+        except Exception:
+            # A raising exporter switches off all of OpenTelemetry, traces included.
+            log.exception("hubmeter is off: it could not start")
+
+    def export(
+        self, metrics_data: MetricsData, timeout_millis: float = 10_000, **kwargs: Any
+    ) -> MetricExportResult:
+        if self._pipeline is None:
+            return MetricExportResult.SUCCESS
+        if self._in_forked_child():
+            return MetricExportResult.FAILURE
+        try:
+            with self._decoding:
+                batch = self._decoder.decode(metrics_data)
+            self._pipeline.consume(batch)
+        except Exception:
+            self._complain("hubmeter: a collection is lost, the program goes on")
+            return MetricExportResult.FAILURE
+        return MetricExportResult.SUCCESS
+
+    def force_flush(self, timeout_millis: float = 10_000) -> bool:
+        if self._pipeline is None or self._in_forked_child():
+            return True
+        return self._pipeline.flush(Deadline.after(timeout_millis / 1e3))
+
+    def shutdown(self, timeout_millis: float = 30_000, **kwargs: Any) -> None:
+        if self._closed or self._pipeline is None or self._in_forked_child():
+            return
+        self._closed = True
+        try:
+            # PeriodicExportingMetricReader says `timeout`, in milliseconds, perhaps negative.
+            granted_ms = min(timeout_millis, kwargs.get("timeout", timeout_millis))
+            self._pipeline.close(Deadline.after(granted_ms / 1e3))
+        except Exception as error:
+            log.error("hubmeter: %s", error, exc_info=not isinstance(error, OSError))  # noqa: TRY400
+
+    def table(self, config: str = "default") -> pa.Table:
+        """
+        The rows so far, also after shutdown.
+
+        Args:
+            config: ``default`` (one row per instant and GPU) or ``points``.
+        """
+        if self._pipeline is None:
+            from ..tables import arrow_schema
+
+            return arrow_schema(config).empty_table()
+        return self._pipeline.table(config)
+
+    def _in_forked_child(self) -> bool:
+        # The SDK restarts its reader in every fork, so without this a DataLoader
+        # worker would publish its parent's metrics a second time.
+        return os.getpid() != self._owner_pid
+
+    def _complain(self, message: str) -> None:
+        """The first failure with its traceback, the others as one line for debugging."""
+        if self._complained:
+            log.debug(message, exc_info=True)
+        else:
+            self._complained = True
+            log.exception(message)
+
+
+def _open_pipeline(to: str | None, settings: dict[str, Any]) -> Pipeline | None:
+    # Without it pyarrow cannot be imported while the interpreter shuts down
+    # ("can't register atexit after shutdown"), which is when we need it.
+    import concurrent.futures.thread  # noqa: F401
+
+    global _created  # noqa: PLW0603
+    _created = True
+    loaded = load_settings(to=to, **settings)
+    for problem in loaded.problems:
+        log.warning("hubmeter: %s", problem)
+    return None if loaded.disabled else Pipeline(loaded)
+
+
+class _Reader(PeriodicExportingMetricReader):
+    """A periodic reader that may be shut down twice, and collects last even without a ticker."""
+
+    def shutdown(self, timeout_millis: float = 30_000, **kwargs: Any) -> None:
+        if self._shutdown:
+            return
+        if self._daemon_thread is None:
+            self.collect(timeout_millis=timeout_millis)
+        super().shutdown(timeout_millis=timeout_millis, **kwargs)
+
+
+class Attachment:
+    """
+    An exporter on somebody else's provider, see :func:`attach`.
+
+    Attributes:
+        exporter: The exporter; ``exporter.table()`` has the rows so far.
+    """
+
+    def __init__(self, provider: Any, exporter: HubMetricExporter, reader: _Reader | None) -> None:
+        self.exporter = exporter
+        self._provider = provider
+        self._reader = reader
+        self._owner_pid = os.getpid()
+
+    def detach(self) -> None:
+        """Collect once more, publish, and leave the provider. Further calls do nothing."""
+        reader, self._reader = self._reader, None
+        if reader is None or os.getpid() != self._owner_pid:
+            return
+        atexit.unregister(self.detach)
+        try:
+            reader.shutdown()
+            self._provider.remove_metric_reader(reader)
+        except Exception:
+            log.exception("hubmeter: not detached cleanly")
+
+
+def attach(
+    provider: MeterProvider,
+    to: str | None = None,
+    *,
+    export_interval_s: float | None = None,
+    **settings: Any,
+) -> Attachment:
+    """
+    Record what a running meter *provider* collects.
+
+    The provider neither flushes nor shuts down readers that came late
+    (opentelemetry-python #4818), so the attachment does it itself when the process
+    ends. Counters that are not observable start at zero for a late reader.
+
+    Args:
+        provider: An SDK meter provider, opentelemetry-sdk 1.43 or newer.
+        to: Destination, as for :class:`HubMetricExporter`.
+        export_interval_s: Default ``OTEL_METRIC_EXPORT_INTERVAL``, else 60 s.
+        settings: As for :class:`HubMetricExporter`.
+
+    Returns:
+        A handle; ``handle.detach()`` publishes before the process ends.
+    """
+    exporter = HubMetricExporter(to, **settings)
+    if not hasattr(provider, "add_metric_reader"):
+        log.error(
+            "hubmeter is not attached: %s takes no readers; needs an SDK MeterProvider of "
+            "opentelemetry-sdk 1.43 or newer, or pass HubMetricExporter to it when it is made",
+            type(provider).__name__,
+        )
+        return Attachment(provider, exporter, None)
+    interval_ms = None if export_interval_s is None else export_interval_s * 1e3
+    reader = _Reader(exporter, export_interval_millis=interval_ms)
+    provider.add_metric_reader(reader)
+    attachment = Attachment(provider, exporter, reader)
+    # Hooks run last in, first out: this one before the provider's own.
+    atexit.register(attachment.detach)
+    return attachment
