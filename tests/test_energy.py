@@ -1,5 +1,7 @@
 """Energy from counters and power: what is counted, integrated, rejected, and lost."""
 
+import itertools
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -171,7 +173,7 @@ def test_energy_never_decreases(steps, limit_w):
     states = [Energy(), *run(samples, limit_w=limit_w)]
     states.append(settled(states[-1]))
 
-    for before, after in zip(states, states[1:], strict=False):
+    for before, after in itertools.pairwise(states):
         assert after.counter_joules >= before.counter_joules
         assert after.integrated_joules >= before.integrated_joules
         assert after.gap_s >= before.gap_s

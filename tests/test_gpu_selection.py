@@ -51,7 +51,8 @@ def test_selection(spec, want):
 
 
 @pytest.mark.parametrize(
-    "spec", ["3", "-1", "", "0,", "GPU-", "GPU-aaaa", "GPU-zz", "MIG-", "MIG-zz", "2:1", "0:0", "a:b", "x"]
+    "spec",
+    ["3", "-1", "", "0,", "GPU-", "GPU-aaaa", "GPU-zz", "MIG-", "MIG-zz", "2:1", "0:0", "a:b", "x"],
 )
 def test_wrong_selection_lists_what_exists(spec):
     """What names no GPU, or more than one, is refused with a list of what there is."""

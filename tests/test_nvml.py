@@ -5,10 +5,10 @@ import sys
 
 import pynvml
 import pytest
-from standin import loaded
 
 from hubmeter.errors import NvmlError
 from hubmeter.nvml import FIRST_RETRY_S, Reading, open_nvml
+from standin import loaded
 
 SECOND = 1_000_000_000
 
@@ -18,7 +18,7 @@ OPERATING_SYSTEM, VERSION_MISMATCH, IN_USE, NO_DATA, NOT_READY, UNKNOWN = 17, 18
 
 
 @pytest.fixture(name="nvml")
-def _nvml(standin):
+def _nvml(standin):  # noqa: ARG001  the driver that is opened
     with open_nvml() as nvml:
         yield nvml
 
@@ -338,7 +338,9 @@ def test_driver_that_stays_away_is_tolerated(standin, nvml):
     standin.restore(0)
     standin.restore(1)
 
-    readings = [nvml.read(device, tick * SECOND) for tick in range(2, 30) for device in nvml.devices]
+    readings = [
+        nvml.read(device, tick * SECOND) for tick in range(2, 30) for device in nvml.devices
+    ]
     assert readings[-1].power_watts == 100
     assert standin.refcount == 1
 

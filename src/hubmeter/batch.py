@@ -121,28 +121,52 @@ class PointBatch:
     skipped: Mapping[str, int] = field(default_factory=dict)
 
 
+DEEPEST = 16
+"""Levels of nesting in an attribute; deeper than this, nobody means it."""
+
+TOO_DEEP = "(nested too deeply)"
+"""Stands where an attribute goes deeper than that."""
+
+
 def attributes_json(attributes: Mapping[str, Any] | None) -> AttributesJson:
     """Canonical JSON of *attributes*; every OTLP AnyValue kind is representable."""
-    return json.dumps(
-        {str(key): _plain(value) for key, value in (attributes or {}).items()},
-        sort_keys=True,
-        separators=(",", ":"),
-        ensure_ascii=False,
-    )
+    return canonical_json(attributes or {})
 
 
-def _plain(value: Any) -> Any:
-    """Follow OTLP/JSON: bytes are base64, non-finite numbers are strings."""
+def canonical_json(value: Any) -> str:
+    """Equal values are equal texts: keys sorted, no white space, no lone surrogates."""
+    text = json.dumps(_plain(value), sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    return writable(text)
+
+
+def writable(text: str) -> str:
+    """*text* as far as UTF-8, and so Parquet, can say it; the rest as question marks."""
+    return text if text.isascii() else text.encode("utf-8", "replace").decode()
+
+
+def finite(value: float | None) -> float | None:
+    """None instead of the infinity that the SDK has where no minimum or maximum was kept."""
+    return float(value) if value is not None and math.isfinite(value) else None
+
+
+def _plain(value: Any, depth: int = 0) -> Any:
+    """Follow OTLP/JSON: bytes are base64, non-finite numbers are words."""
+    if depth > DEEPEST:
+        return TOO_DEEP
     match value:
         case None | bool() | int() | str():
             return value
         case float():
-            return value if math.isfinite(value) else str(value)
+            return value if math.isfinite(value) else _word(value)
         case bytes():
             return base64.b64encode(value).decode()
         case Mapping():
-            return {str(key): _plain(item) for key, item in value.items()}
+            return {str(key): _plain(item, depth + 1) for key, item in value.items()}
         case Sequence():
-            return [_plain(item) for item in value]
+            return [_plain(item, depth + 1) for item in value]
         case _:
             return str(value)
+
+
+def _word(value: float) -> str:
+    return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"

@@ -18,7 +18,10 @@ START, END = "<!-- hubmeter:start -->", "<!-- hubmeter:end -->"
 TAGS = ["hubmeter", "opentelemetry", "otlp", "metrics", "gpu-metrics", "time-series",
         "telemetry", "energy", "carbon-footprint", "agent-evaluation"]  # fmt: skip
 
-_FRONT_MATTER = re.compile(r"\A---\r?\n(.*?)\r?\n---\r?\n?", re.DOTALL)
+_FRONT_MATTER = re.compile(
+    r"\A\ufeff?---[ \t]*\r?\n(.*?)^---[ \t]*(?:\r?\n|\Z)", re.DOTALL | re.MULTILINE
+)
+_CONFIGS_BLOCK = re.compile(r"^configs[ \t]*:.*\n(?:[ \t-].*\n|[ \t\r]*\n)*", re.MULTILINE)
 
 _BODY = """\
 {start}
@@ -72,6 +75,7 @@ def card_text(name: str, *, configs: Sequence[str], contents: str = "", existing
         configs: Configs that have at least one file; a reader fails on the others.
         contents: Words that differ whenever the files differ. ``datasets`` 5.2 caches a
             local folder under its name and card only, and would go on showing old rows.
+        existing: The card as it is.
     """
     section = _BODY.format(
         start=START,
@@ -81,33 +85,45 @@ def card_text(name: str, *, configs: Sequence[str], contents: str = "", existing
         points_columns=_column_table(CONFIGS["points"]),
     )
     header, body = _split(existing)
-    if START in body and END in body:
-        before, rest = body.split(START, 1)
-        body = before + section.rstrip("\n") + rest.split(END, 1)[1]
-    else:
-        body = f"{section}\n{body.lstrip()}" if body.strip() else section
-    return f"---\n{_front_matter(header, [_config(c, contents) for c in configs])}---\n{body}"
+    known = _mapping(header)
+    if known is None:  # not YAML, no reader could open the dataset: kept as text
+        header, body = "", header + body
+    header = _front_matter(header, known or {}, [_config(c, contents) for c in configs])
+    return f"---\n{header}---\n{_with_section(body, section)}"
 
 
-def _front_matter(header: str, configs: list[dict[str, Any]]) -> str:
-    """YAML with our configs, and every other key as it was."""
+def _front_matter(header: str, known: dict[str, Any], configs: list[dict[str, Any]]) -> str:
+    """YAML with our configs, and all else as it was, to the letter if possible."""
+    if not known:
+        known = {"pretty_name": "GPU metrics", "library_name": "hubmeter", "tags": TAGS}
+        return header + _yaml({**known, "configs": configs})
+    merged = {**known, "configs": _merged(configs, known.get("configs"))}
+    if merged == _mapping(header):
+        return header
+    block = _yaml({"configs": merged["configs"]})
+    edited, found = _CONFIGS_BLOCK.subn(lambda _: block, header, count=1)
+    edited = edited if found else header + block
+    return edited if _mapping(edited) == merged else _yaml(merged)
+
+
+def _yaml(values: dict[str, Any]) -> str:
     import yaml
 
-    try:
-        known: Any = yaml.safe_load(header)
-    except yaml.YAMLError:
-        known = None
-    if not isinstance(known, dict):
-        known = {"pretty_name": "GPU metrics", "library_name": "hubmeter", "tags": TAGS}
-    others = known.get("configs")
-    theirs = [
-        config
-        for config in (others if isinstance(others, list) else [])
-        if isinstance(config, dict) and config.get("config_name") not in CONFIGS
-    ]
-    merged = {**known, "configs": configs + theirs}
-    text: str = yaml.safe_dump(merged, sort_keys=False, allow_unicode=True)
+    text: str = yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
     return text
+
+
+def _merged(ours: list[dict[str, Any]], others: Any) -> list[dict[str, Any]]:
+    """Our configs, with keys that a person added, then the configs of others."""
+    listed = others if isinstance(others, list) else []
+    theirs = [config for config in listed if isinstance(config, dict)]
+    added = {config.get("config_name"): config for config in theirs}
+    return [{**added.get(config["config_name"], {}), **config} for config in ours] + [
+        # A second default config would make the dataset unreadable.
+        {key: value for key, value in config.items() if key != "default"}
+        for config in theirs
+        if config.get("config_name") not in CONFIGS
+    ]
 
 
 def _config(config: str, contents: str) -> dict[str, Any]:
@@ -124,11 +140,32 @@ def _split(text: str) -> tuple[str, str]:
     return (found[1], text[found.end() :]) if found else ("", text)
 
 
+def _mapping(header: str) -> dict[str, Any] | None:
+    """What *header* says; None if it is not a mapping in YAML."""
+    import yaml
+
+    try:
+        known: Any = yaml.safe_load(header)
+    except (yaml.YAMLError, ValueError):  # ValueError: a date that does not exist
+        return None
+    if known is None:
+        return {}
+    return known if isinstance(known, dict) else None
+
+
+def _with_section(body: str, section: str) -> str:
+    """*body* with our section where it was, else before all that a person wrote."""
+    start = body.find(START)
+    end = body.find(END, start)
+    if 0 <= start < end:
+        return body[:start] + section.rstrip("\n") + body[end + len(END) :]
+    rest = body.lstrip("\r\n")
+    return f"{section}\n{rest}" if rest else section
+
+
 def _column_table(columns: tuple[Column, ...]) -> str:
     lines = ["| column | type | unit | kind | meaning |", "|---|---|---|---|---|"]
-    lines += [
-        f"| `{c.name}` | {c.type} | {c.unit} | {c.semantic} | {c.meaning} |" for c in columns
-    ]
+    lines += [f"| `{c.name}` | {c.type} | {c.unit} | {c.semantic} | {c.meaning} |" for c in columns]
     return "\n".join(lines)
 
 

@@ -12,7 +12,7 @@ NVIDIA NIM, all-smi.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -38,12 +38,18 @@ class Target:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GpuIdentity:
-    """Which GPU a series is about, as far as its attributes tell."""
+    """
+    Which GPU a series is about, as far as its attributes tell.
+
+    Attributes:
+        is_sensor: *gpu_uuid* is what the sensor calls its parent; that may be no GPU.
+    """
 
     gpu_id: str | None
     gpu_uuid: str | None
     gpu_name: str | None
     host_name: str | None
+    is_sensor: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,20 +57,21 @@ class _Rule:
     """
     Attributes:
         scales: Unit to factor. The unit ``*`` is for senders that send no unit or a wrong one.
-        require: Attribute values without which the series is something else.
+        require: Attributes and the values that they must have; None among them: may be
+            absent; no values at all: must only be there.
         refuse: Attribute values that make the series something else.
     """
 
     column: str
     scales: Mapping[str, float]
-    require: Mapping[str, tuple[str, ...]]
+    require: Mapping[str, tuple[str | None, ...]]
     refuse: Mapping[str, tuple[str, ...]]
     since_boot: bool
 
 
-PERCENT = {"%": 1.0, "percent": 1.0, "1": 100.0}
+PERCENT = {"%": 1.0, "percent": 1.0, "1": 100.0, "ratio": 100.0}
 BYTES = {"By": 1 / MIB, "bytes": 1 / MIB, "KiBy": 1 / 1024, "KiB": 1 / 1024,
-         "MiBy": 1.0, "MiB": 1.0, "GiBy": 1024.0, "GiB": 1024.0, "MBy": 1e6 / MIB}  # fmt: skip
+         "MiBy": 1.0, "MiB": 1.0, "mebibytes": 1.0, "GiBy": 1024.0, "GiB": 1024.0, "MBy": 1e6 / MIB}  # fmt: skip
 CELSIUS = {"Cel": 1.0, "C": 1.0, "°C": 1.0, "celsius": 1.0}
 WATTS = {"W": 1.0, "watts": 1.0, "mW": 1e-3, "kW": 1e3}
 JOULES = {"J": 1.0, "joules": 1.0, "mJ": 1e-3, "uJ": 1e-6, "kJ": 1e3,
@@ -72,11 +79,16 @@ JOULES = {"J": 1.0, "joules": 1.0, "mJ": 1e-3, "uJ": 1e-6, "kJ": 1e3,
 MEGAHERTZ = {"MHz": 1.0, "Hz": 1e-6, "kHz": 1e-3, "GHz": 1e3}
 GRAMS = {"gCO2e": 1.0, "g": 1.0, "kg": 1e3, "kgCO2e": 1e3}
 DOLLARS = {"USD": 1.0, "{USD}": 1.0, "usd": 1.0}
-COUNT = {"1": 1.0, "{error}": 1.0, "{errors}": 1.0}
+COUNT = {"1": 1.0, "{error}": 1.0, "{errors}": 1.0, "ratio": 1.0}
+
+_SUFFIXES = {"percent": "%", "ratio": "1", "bytes": "By", "mib": "MiB", "mebibytes": "MiB",
+             "celsius": "Cel", "watts": "W", "joules": "J", "kwh": "kWh", "mhz": "MHz",
+             "megahertz": "MHz", "hertz": "Hz", "usd": "USD", "gco2e": "gCO2e"}  # fmt: skip
+"""Prometheus moves the unit into the name; an instrument name ending in one is in the table."""
 
 
 def _unitless(scales: Mapping[str, float], factor: float) -> Mapping[str, float]:
-    """For senders behind Prometheus, which lose the unit: the name says it."""
+    """For senders whose unit gets lost on the way: without one, the name says it."""
     return {**scales, "": factor}
 
 
@@ -98,7 +110,7 @@ def _rule(
     column: str,
     scales: Mapping[str, float],
     *,
-    require: Mapping[str, tuple[str, ...]] | None = None,
+    require: Mapping[str, tuple[str | None, ...]] | None = None,
     refuse: Mapping[str, tuple[str, ...]] | None = None,
     since_boot: bool = False,
 ) -> None:
@@ -121,20 +133,16 @@ _POWER = "gpu_power_watts"
 _ENERGY = "energy_joules"
 _GPU = {"hw.type": ("gpu",)}
 
-# genai_otel and hubmeter's own GPU meter; through Prometheus the unit joins the name.
-_rule("gen_ai.gpu.utilization gen_ai_gpu_utilization_percent", _UTIL, _unitless(PERCENT, 1))
-_rule("gen_ai.gpu.memory.used gen_ai_gpu_memory_used_MiB", _USED, _unitless(BYTES, 1))
-_rule("gen_ai.gpu.memory.total gen_ai_gpu_memory_total_MiB", _TOTAL, _unitless(BYTES, 1))
-_rule("gen_ai.gpu.temperature gen_ai_gpu_temperature_celsius", _TEMP, _unitless(CELSIUS, 1))
-_rule("gen_ai.gpu.power gen_ai_gpu_power_watts", _POWER, _unitless(WATTS, 1))
-_rule("gen_ai.co2.emissions gen_ai_co2_emissions_gCO2e gen_ai_co2_emissions_gCO2e_total "
-      "gen_ai_co2_emissions_total", "co2_emissions_gco2e", _unitless(GRAMS, 1))
-_rule("gen_ai.power.cost gen_ai_power_cost_USD gen_ai_power_cost_USD_total gen_ai_power_cost_total",
-      "power_cost_usd", _unitless(DOLLARS, 1))
-_rule("gen_ai.energy.consumed gen_ai_energy_consumed_kWh gen_ai_energy_consumed_kWh_total",
-      _ENERGY, _unitless(JOULES, 3.6e6), require={"component": ("gpu",)})
-_rule("gen_ai.gpu.energy gen_ai_gpu_energy_joules gen_ai_gpu_energy_joules_total",
-      _ENERGY, _unitless(JOULES, 1))
+# genai_otel and hubmeter's own GPU meter.
+_rule("gen_ai.gpu.utilization", _UTIL, _unitless(PERCENT, 1))
+_rule("gen_ai.gpu.memory.used", _USED, _unitless(BYTES, 1))
+_rule("gen_ai.gpu.memory.total", _TOTAL, _unitless(BYTES, 1))
+_rule("gen_ai.gpu.temperature", _TEMP, _unitless(CELSIUS, 1))
+_rule("gen_ai.gpu.power", _POWER, _unitless(WATTS, 1))
+_rule("gen_ai.co2.emissions", "co2_emissions_gco2e", _unitless(GRAMS, 1))
+_rule("gen_ai.power.cost", "power_cost_usd", _unitless(DOLLARS, 1))
+_rule("gen_ai.energy.consumed", _ENERGY, _unitless(JOULES, 3.6e6), require={"component": ("gpu",)})
+_rule("gen_ai.gpu.energy", _ENERGY, _unitless(JOULES, 1))
 _rule("gen_ai.gpu.utilization.max", "gpu_utilization_max_percent", _unitless(PERCENT, 1))
 _rule("gen_ai.gpu.temperature.max", "gpu_temperature_max_celsius", _unitless(CELSIUS, 1))
 _rule("gen_ai.gpu.power.max", "gpu_power_max_watts", _unitless(WATTS, 1))
@@ -145,12 +153,11 @@ _rule("gen_ai.gpu.clock.memory", "gpu_memory_clock_mhz", _unitless(MEGAHERTZ, 1)
 _rule("gen_ai.gpu.fan.speed", "gpu_fan_speed_percent", _unitless(PERCENT, 1))
 _rule("gen_ai.gpu.ecc.errors.uncorrected", "gpu_ecc_errors_uncorrected", _unitless(COUNT, 1))
 
-# OpenTelemetry semantic conventions. hw.power, hw.energy and hw.errors are about any hardware.
-_rule("hw.gpu.utilization", _UTIL, PERCENT, refuse={"hw.gpu.task": ("encoder", "decoder")})
-_rule("hw_gpu_utilization_ratio", _UTIL, _only(100), refuse={"hw_gpu_task": ("encoder", "decoder")})
-_rule("hw.gpu.memory.usage hw_gpu_memory_usage_bytes", _USED, _unitless(BYTES, 1 / MIB))
-_rule("hw.gpu.memory.limit hw_gpu_memory_limit_bytes", _TOTAL, _unitless(BYTES, 1 / MIB))
-_rule("hw.gpu.memory.utilization", "gpu_memory_utilization_percent", PERCENT)
+# OpenTelemetry semantic conventions. hw.power, hw.energy and hw.errors are about any hardware;
+# hw.gpu.memory.utilization is how full the memory is, not how busy: no column.
+_rule("hw.gpu.utilization", _UTIL, PERCENT, require={"hw.gpu.task": (None, "general")})
+_rule("hw.gpu.memory.usage", _USED, _unitless(BYTES, 1 / MIB))
+_rule("hw.gpu.memory.limit", _TOTAL, _unitless(BYTES, 1 / MIB))
 _rule("hw.temperature", _TEMP, CELSIUS, require={"hw.type": ("gpu",)})
 _rule("hw.temperature", _TEMP, CELSIUS, require={"hw.type": ("temperature",), "hw.parent": ()},
       refuse={"hw.sensor_location": ("memory", "hbm")})
@@ -160,6 +167,7 @@ _rule("hw.errors", "gpu_ecc_errors_uncorrected", COUNT,
       require={"hw.type": ("gpu",), "error.type": ("uncorrected",)})
 
 # openlit: the Python SDK, then the Go collector (whose names overlap with hw.*).
+# NIM's gpu_utilization is the same name as a ratio: without a unit it has no column.
 _rule("gpu.utilization", _UTIL, PERCENT)
 _rule("gpu.memory.used", _USED, BYTES)
 _rule("gpu.memory.total", _TOTAL, BYTES)
@@ -195,20 +203,21 @@ _rule("nvidia_smi_utilization_gpu_ratio", _UTIL, _only(100))
 _rule("nvidia_smi_memory_used_bytes", _USED, _only(1 / MIB))
 _rule("nvidia_smi_memory_total_bytes", _TOTAL, _only(1 / MIB))
 _rule("nvidia_smi_temperature_gpu", _TEMP, _only(1))
-_rule("nvidia_smi_power_draw_watts nvidia_smi_power_draw_instant_watts", _POWER, _only(1))
-_rule("nvidia_smi_energy_joules_total nvidia_smi_energy_joules", _ENERGY, _only(1), since_boot=True)
+_rule("nvidia_smi_power_draw_watts nvidia_smi_power_draw_instant_watts "
+      "nvidia_smi_power_draw_average_watts", _POWER, _only(1))
+_rule("nvidia_smi_energy_joules", _ENERGY, _only(1), since_boot=True)
 _rule("nvidia_smi_fan_speed_ratio", "gpu_fan_speed_percent", _only(100))
 _rule("nvidia_smi_clocks_current_sm_clock_hz", "gpu_sm_clock_mhz", _only(1e-6))
 _rule("nvidia_smi_clocks_current_memory_clock_hz", "gpu_memory_clock_mhz", _only(1e-6))
 
 # AMD device-metrics-exporter. Partitions other than 0 report 0 W for the whole board.
-_WHOLE = {"gpu_partition_id": ("1", "2", "3", "4", "5", "6", "7")}
+_BOARD = {"gpu_partition_id": (None, "0")}
 _rule("gpu_gfx_activity", _UTIL, _only(1))
 _rule("gpu_used_vram", _USED, _only(1))
 _rule("gpu_total_vram", _TOTAL, _only(1))
 _rule("gpu_junction_temperature gpu_edge_temperature", _TEMP, _only(1))
-_rule("gpu_package_power gpu_average_package_power gpu_power_usage", _POWER, _unitless(WATTS, 1), refuse=_WHOLE)
-_rule("gpu_energy_consumed", _ENERGY, _only(1e-6), refuse=_WHOLE, since_boot=True)
+_rule("gpu_package_power gpu_average_package_power gpu_power_usage", _POWER, _unitless(WATTS, 1), require=_BOARD)
+_rule("gpu_energy_consumed", _ENERGY, _only(1e-6), require=_BOARD, since_boot=True)
 
 # Triton and NVIDIA NIM. Of NIM's power the documents disagree (W or mW): by name it is W.
 _rule("nv_gpu_utilization", _UTIL, _only(100))
@@ -227,7 +236,7 @@ _rule("all_smi_gpu_memory_used_bytes", _USED, _only(1 / MIB))
 _rule("all_smi_gpu_memory_total_bytes", _TOTAL, _only(1 / MIB))
 _rule("all_smi_gpu_temperature_celsius", _TEMP, _only(1))
 _rule("all_smi_gpu_power_consumption_watts", _POWER, _only(1))
-_rule("all_smi_energy_consumed_joules_total all_smi_energy_consumed_joules", _ENERGY, _only(1),
+_rule("all_smi_energy_consumed_joules", _ENERGY, _only(1),
       require={"scope": ("gpu",)}, since_boot=True)
 
 _THROTTLE = "gen_ai_gpu_throttle_"
@@ -246,38 +255,53 @@ def target_of(metric_name: str, unit: str, attributes: Mapping[str, Any]) -> Tar
     number than a wrong one.
     """
     name = _normal(metric_name)
+    if name not in _RULES:
+        name = name.removesuffix("_total")
     if name.startswith(_THROTTLE):
-        return Target(column=f"throttle:{name.removeprefix(_THROTTLE)}")
+        reason = name.removeprefix(_THROTTLE).removesuffix("_ratio")
+        return Target(column=f"throttle:{reason}")
     plain = _by_normal_name(attributes)
-    for rule in _RULES.get(name, ()):
-        scale = rule.scales.get("*", rule.scales.get(unit))
+    for rule, scale in _candidates(name, unit):
         if scale is not None and _applies(rule, plain):
             return Target(column=rule.column, scale=scale, since_boot=rule.since_boot)
     return None
+
+
+def _candidates(name: str, unit: str) -> Iterator[tuple[_Rule, float | None]]:
+    """Rules for the name as it is, else for the name without the unit that ends it."""
+    if name in _RULES:
+        for rule in _RULES[name]:
+            yield rule, rule.scales.get("*", rule.scales.get(unit))
+        return
+    stem, _, suffix = name.rpartition("_")
+    if suffix in _SUFFIXES:
+        for rule in _RULES.get(stem, ()):
+            yield rule, rule.scales.get(unit or _SUFFIXES[suffix])
 
 
 def gpu_of(attributes: Mapping[str, Any]) -> GpuIdentity:
     """
     Which GPU a series is about.
 
-    The temperature sensor of the semantic conventions names its GPU in
-    ``hw.parent``. AMD numbers its GPUs from 0 beside NVIDIA's: theirs are
+    A temperature sensor of the semantic conventions names its GPU in ``hw.parent``
+    (a GPU's own parent is the enclosure). AMD numbers its GPUs from 0 beside NVIDIA's: theirs are
     ``amd:0``, so that both keep their rows. DCGM's MIG instances are ``0:1``.
     """
     plain = _by_normal_name(attributes)
     gpu_id = _first(plain, _ID_KEYS)
-    vendor = str(plain.get("gpu_vendor", "nvidia")).lower()
+    vendor = (_first(plain, ("gpu_vendor",)) or "nvidia").lower()
     if gpu_id is not None and vendor != "nvidia":
         gpu_id = f"{vendor}:{gpu_id}"
     instance = _first(plain, ("gpu_i_id",))
     if gpu_id is not None and instance is not None:
         gpu_id = f"{gpu_id}:{instance}"
-    is_sensor = "hw_parent" in plain
+    is_sensor = plain.get("hw_type") == "temperature"
     return GpuIdentity(
         gpu_id=gpu_id,
         gpu_uuid=_first(plain, ("hw_parent",) if is_sensor else _UUID_KEYS),
         gpu_name=None if is_sensor else _first(plain, _NAME_KEYS),
         host_name=_first(plain, _HOST_KEYS),
+        is_sensor=is_sensor,
     )
 
 
@@ -286,16 +310,17 @@ def _by_normal_name(attributes: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _applies(rule: _Rule, attributes: Mapping[str, Any]) -> bool:
-    """A required attribute with no listed values must only be there."""
-    return all(
-        key in attributes and (not allowed or str(attributes[key]) in allowed)
-        for key, allowed in rule.require.items()
-    ) and not any(str(attributes.get(key)) in refused for key, refused in rule.refuse.items())
+    for key, allowed in rule.require.items():
+        value = text_of(attributes.get(key))
+        if value not in allowed if allowed else value is None:
+            return False
+    return not any(text_of(attributes.get(key)) in refused for key, refused in rule.refuse.items())
 
 
 def _first(attributes: Mapping[str, Any], keys: tuple[str, ...]) -> str | None:
-    for key in keys:
-        value = attributes.get(key)
-        if value is not None and value != "" and not isinstance(value, dict | list):
-            return str(value)
-    return None
+    return next((text for key in keys if (text := text_of(attributes.get(key)))), None)
+
+
+def text_of(value: Any) -> str | None:
+    """A name or number as text; None for what names nothing."""
+    return None if value is None or value == "" or isinstance(value, dict | list) else str(value)

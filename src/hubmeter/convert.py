@@ -5,6 +5,7 @@ Anything that holds OpenTelemetry metrics to points and tables, in one call.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +19,8 @@ from .settings import load_settings, new_run_id
 
 if TYPE_CHECKING:
     import pyarrow as pa
+
+    from .decode.sdk_objects import SdkDecoder
 
 
 def flatten(source: Any, *, config: str = "default", **settings: Any) -> pa.Table:
@@ -51,7 +54,7 @@ def read_points(source: Any) -> Points:
     Raises:
         DecodeError: There is no usable data point.
     """
-    points = gather(_batches(source))
+    points = gather(_Reader().batches(source))
     if not points.blocks:
         reasons = "; ".join(f"{count} x {reason}" for reason, count in points.skipped.items())
         raise DecodeError(
@@ -62,24 +65,34 @@ def read_points(source: Any) -> Points:
     return points
 
 
-def _batches(source: Any) -> Iterator[PointBatch]:
-    match source:
-        case Path():
-            yield from JsonDecoder().decode_text(source.read_bytes())
-        case bytes() | bytearray():
-            yield from JsonDecoder().decode_text(bytes(source))
-        case str() if source.lstrip()[:1] in ("{", "["):
-            yield from JsonDecoder().decode_text(source)
-        case str():
-            yield from _batches(Path(source))
-        case Mapping():
-            yield JsonDecoder().decode(source)
-        case _ if hasattr(source, "resource_metrics"):
-            from .decode.sdk_objects import SdkDecoder
+class _Reader:
+    """Keeps its decoders, so that all parts of a source share their layouts."""
 
-            yield SdkDecoder().decode(source)
-        case Iterable():
-            for part in source:
-                yield from _batches(part)
-        case _:
-            raise DecodeError(f"cannot read metrics from a {type(source).__name__}")
+    def __init__(self) -> None:
+        self._json = JsonDecoder()
+
+    @cached_property
+    def _sdk(self) -> SdkDecoder:
+        from .decode.sdk_objects import SdkDecoder
+
+        return SdkDecoder()
+
+    def batches(self, source: Any) -> Iterator[PointBatch]:
+        match source:
+            case Path():
+                yield from self._json.decode_text(source.read_bytes())
+            case bytes() | bytearray():
+                yield from self._json.decode_text(bytes(source))
+            case str() if source.lstrip("\ufeff \t\r\n")[:1] in ("{", "["):
+                yield from self._json.decode_text(source.lstrip("\ufeff"))
+            case str():
+                yield from self.batches(Path(source))
+            case Mapping():
+                yield self._json.decode(source)
+            case _ if hasattr(source, "resource_metrics"):
+                yield self._sdk.decode(source)
+            case Iterable():
+                for part in source:
+                    yield from self.batches(part)
+            case _:
+                raise DecodeError(f"cannot read metrics from a {type(source).__name__}")

@@ -25,12 +25,19 @@ def open_dataset(source: str | Path, config: str = "default") -> pa.Table:
     Raises:
         DecodeError: There is no such dataset, or it is not one of ours.
     """
-    from .tables import read_parquet
+    from .tables import arrow_schema, read_parquet
 
     path = Path(source)
-    files = sorted(path.glob(f"data/{config}/*/*.parquet")) if path.is_dir() else [path]
-    if config not in CONFIGS or not files or not files[0].exists():
+    if config not in CONFIGS:
+        raise DecodeError(f"no config {config!r} in {path}: expected one of {', '.join(CONFIGS)}")
+    if not path.is_dir():
+        if not path.exists():
+            raise DecodeError(f"no hubmeter dataset in {path}: there is no such file or folder")
+        return read_parquet([path], config)
+    if files := sorted(path.glob(f"data/{config}/*/*.parquet")):
+        return read_parquet(files, config)
+    if not any(path.glob("data/*/*/*.parquet")):
         raise DecodeError(
-            f"no hubmeter dataset in {path}: expected data/{config}/<month>/*.parquet"
+            f"no hubmeter dataset in {path}: expected data/<config>/<month>/*.parquet"
         )
-    return read_parquet(files, config)
+    return arrow_schema(config).empty_table()  # a shard has no file for a config without rows

@@ -18,9 +18,10 @@ from typing import Literal, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from .conventions import Target, target_of
+from .batch import Series
+from .conventions import Target, target_of, text_of
 from .energy import Factors
-from .gpus import Gpu, Reporter, gpus_of
+from .gpus import Gpu, Reporter, gpus_of, owner_of
 from .ledger import Points
 from .schema import CUMULATIVE_COLUMNS, SEED_METRICS
 from .streams import BLOCK_STRIDE, Floats, Refs, Stream, Times, streams_of, totals
@@ -88,24 +89,27 @@ def flatten_points(points: Points, options: Options) -> Rows:
     The merging rules are those of the dataset contract (README, "The dataset").
     """
     streams, counts = streams_of(points)
-    targets = {
-        s.series: target_of(s.series.metric_name, s.series.unit, json.loads(s.series.attributes))
-        for s in streams
-        if s.series.kind in ("gauge", "sum")
-    }
-    gpus = gpus_of([s.series for s in streams], options.run_id)
+    targets = {s.series: target for s in streams if (target := _target(s.series))}
+    others = [s.series for s in streams if s.series not in targets]
+    gpus = gpus_of(targets, others, options.run_id)
     grid = _Grid(points=points, counts=counts)
-    for stream in streams:
-        target = targets.get(stream.series)
-        if target is None:
-            grid.leave(stream)
-        else:
-            grid.offer(stream, target, gpus[stream.series])
-    grid.fill()
-    grid.fold()
-    if options.factors is not None:
+    with np.errstate(over="ignore", invalid="ignore"):
+        for stream in streams:
+            gpu = gpus.get(stream.series)
+            if gpu is None:
+                grid.leave(stream)
+            else:
+                grid.offer(stream, targets[stream.series], gpu)
+        grid.fill()
+        grid.fold()
         grid.derive(options.factors)
-    return _rows(grid, streams, points, options)
+        return _rows(grid, streams, points, options)
+
+
+def _target(series: Series) -> Target | None:
+    if series.kind not in ("gauge", "sum"):
+        return None
+    return target_of(series.metric_name, series.unit, json.loads(series.attributes))
 
 
 @dataclass(slots=True)
@@ -134,6 +138,9 @@ class _Sheet:
             self.columns[name] = np.full(self.times.size, np.nan)
         return self.columns[name]
 
+    def has(self, name: str) -> bool:
+        return name in self.columns and not np.isnan(self.columns[name]).all()
+
     def where(self, keep: NDArray[np.bool_]) -> _Sheet:
         columns = {name: values[keep] for name, values in self.columns.items()}
         return _Sheet(self.gpu, self.times[keep], columns)
@@ -158,7 +165,9 @@ class _Grid:
 
     def offer(self, stream: Stream, target: Target, gpu: Gpu) -> None:
         """Let *stream* serve a column of *gpu*, as far as its points are finite."""
-        finite = np.isfinite(stream.values)
+        if target.column.startswith("memory:"):
+            self.leave(stream)  # only their sum has a column
+        finite = np.isfinite(stream.values * target.scale)
         measured = stream if finite.all() else stream.where(finite)
         if not finite.all():
             self._leave_broken(stream.where(~finite))
@@ -182,13 +191,14 @@ class _Grid:
         folded = [sheet for sheets in self._by_reporter() for sheet in _folded(sheets)]
         self.sheets = [sheet for sheet in folded if sheet.times.size]
 
-    def derive(self, factors: Factors) -> None:
+    def derive(self, factors: Factors | None) -> None:
         """Compute what a reporter did not send from what it did."""
         for sheets in self._by_reporter():
-            sent = {column for sheet in sheets for column in sheet.columns}
+            sent = {name for sheet in sheets for name in CUMULATIVE_COLUMNS if sheet.has(name)}
             for sheet in sheets:
                 _derive_memory_total(sheet)
-                _derive_energy(sheet, sent, factors)
+                if factors is not None:
+                    _derive_energy(sheet, sent, factors)
 
     def _by_reporter(self) -> Iterable[list[_Sheet]]:
         by_reporter: dict[Reporter, list[_Sheet]] = defaultdict(list)
@@ -206,15 +216,12 @@ class _Grid:
             self.counts[NOT_FINITE] += not_finite
 
     def _one_producer(self, offers: list[_Offer]) -> list[_Offer]:
-        """Of several metrics that mean the same, the first seen serves the column."""
-
-        def producer(offer: _Offer) -> tuple[str, str]:
-            return offer.stream.series.scope_name, offer.stream.series.metric_name
-
-        for offer in offers:
-            if producer(offer) != producer(offers[0]):
-                self.leave(offer.stream, COMPETING)
-        return [offer for offer in offers if producer(offer) == producer(offers[0])]
+        """Of several metrics that mean the same, one serves the column, whoever came first."""
+        offers = sorted(offers, key=_name)
+        served = [offer for offer in offers if _name(offer)[:2] == _name(offers[0])[:2]]
+        for offer in offers[len(served) :]:
+            self.leave(offer.stream, COMPETING)
+        return served
 
     def _fill_gauge(self, sheet: _Sheet, column: str, offers: list[_Offer]) -> None:
         cells = sheet.column(column)
@@ -227,6 +234,11 @@ class _Grid:
             if not free.all():
                 self.leave(stream.where(~free), COMPETING)
             cells[rows[free]] = values[free] * offer.target.scale
+
+
+def _name(offer: _Offer) -> tuple[str, ...]:
+    series = offer.stream.series
+    return series.metric_name, series.scope_name, series.attributes, series.unit
 
 
 def _fill_cumulative(sheet: _Sheet, column: str, offers: list[_Offer]) -> None:
@@ -252,7 +264,7 @@ def _derive_memory_total(sheet: _Sheet) -> None:
     """dcgm-exporter sends parts: the total is used + free + reserved."""
     free, reserved = (sheet.columns.pop(f"memory:{part}", None) for part in ("free", "reserved"))
     used = sheet.columns.get("gpu_memory_used_mib")
-    if free is None or used is None or "gpu_memory_total_mib" in sheet.columns:
+    if free is None or used is None or sheet.has("gpu_memory_total_mib"):
         return
     rest = 0.0 if reserved is None else np.nan_to_num(reserved)
     sheet.columns["gpu_memory_total_mib"] = used + free + rest
@@ -261,7 +273,7 @@ def _derive_memory_total(sheet: _Sheet) -> None:
 def _derive_energy(sheet: _Sheet, sent: Set[str], factors: Factors) -> None:
     """Energy from power, then CO2 and cost from energy, each only where nobody sent it."""
     columns = sheet.columns
-    if "energy_joules" not in sent and "gpu_power_watts" in columns:
+    if "energy_joules" not in sent and sheet.has("gpu_power_watts"):
         columns["energy_joules"] = _integral(sheet.times, columns["gpu_power_watts"])
         known = ~np.isnan(columns["energy_joules"])
         columns["energy:source"] = np.where(known, INTEGRATED, np.nan)
@@ -290,15 +302,21 @@ def _folded(sheets: list[_Sheet]) -> list[_Sheet]:
     with_gpu = [sheet for sheet in sheets if sheet.gpu.gpu_id is not None]
     result = list(with_gpu)
     for loose in (sheet for sheet in sheets if sheet.gpu.gpu_id is None):
-        present = sum(
-            (np.isin(loose.times, sheet.times).astype(int) for sheet in with_gpu),
-            start=np.zeros(loose.times.size, dtype=int),
-        )
+        candidates = [sheet for sheet in with_gpu if _may_share_host(loose.gpu, sheet.gpu)]
+        present = np.zeros(loose.times.size, dtype=int)
+        for sheet in candidates:
+            present += np.isin(loose.times, sheet.times)
         moved = np.zeros(loose.times.size, dtype=bool)
-        for sheet in with_gpu:
+        for sheet in candidates:
             moved |= _move(loose, sheet, present == 1)
         result.append(loose.where(~moved))
     return result
+
+
+def _may_share_host(loose: Gpu, gpu: Gpu) -> bool:
+    """A point that names its host belongs there; one that has only its resource's may not."""
+    resource_host = text_of(json.loads(loose.reporter[1]).get("host.name"))
+    return loose.host_name in (None, resource_host, gpu.host_name)
 
 
 def _move(loose: _Sheet, sheet: _Sheet, alone: NDArray[np.bool_]) -> NDArray[np.bool_]:
@@ -319,8 +337,9 @@ def _move(loose: _Sheet, sheet: _Sheet, alone: NDArray[np.bool_]) -> NDArray[np.
 def _rows(grid: _Grid, streams: list[Stream], points: Points, options: Options) -> Rows:
     sheets = grid.sheets or _empty_run(streams, options)
     names = {name for sheet in sheets for name in sheet.columns}
-    times = np.concatenate([sheet.times for sheet in sheets] or [np.empty(0, np.uint64)])
-    gpu_of_row = np.repeat(np.arange(len(sheets)), [sheet.times.size for sheet in sheets])
+    times = np.concatenate([np.empty(0, np.uint64), *(sheet.times for sheet in sheets)])
+    sizes = np.array([sheet.times.size for sheet in sheets], dtype=np.int64)
+    gpu_of_row = np.repeat(np.arange(len(sheets)), sizes)
     order = np.lexsort((_ranks(sheets)[gpu_of_row], times))
     floats = {
         name: np.concatenate(
@@ -344,13 +363,18 @@ def _rows(grid: _Grid, streams: list[Stream], points: Points, options: Options) 
         },
         energy_source=source,
         leftovers=_kept(grid, streams, options.points),
-        skipped={**points.skipped, **grid.counts},
+        skipped=dict(Counter(points.skipped) + grid.counts),
     )
 
 
 def _ranks(sheets: list[_Sheet]) -> NDArray[np.int64]:
-    """Order of the GPUs within an instant: no id first, then by id as text."""
-    order = sorted(range(len(sheets)), key=lambda i: sheets[i].gpu.gpu_id or "")
+    """Order of the GPUs within an instant: no id first, then by id as text, then by owner."""
+
+    def key(place: int) -> tuple[str, str, Reporter]:
+        gpu = sheets[place].gpu
+        return gpu.gpu_id or "", gpu.host_name or "", gpu.reporter
+
+    order = sorted(range(len(sheets)), key=key)
     ranks = np.empty(len(sheets), dtype=np.int64)
     ranks[order] = np.arange(len(sheets))
     return ranks
@@ -360,21 +384,22 @@ def _kept(grid: _Grid, streams: list[Stream], kept: PointsKept) -> Refs:
     parts = grid.leftovers if kept == "other" else [stream.refs for stream in streams]
     if kept == "none" or not parts:
         return np.empty(0, dtype=np.int64)
-    return np.concatenate(parts)
+    return np.unique(np.concatenate(parts))
 
 
 def _empty_run(streams: list[Stream], options: Options) -> list[_Sheet]:
     """One row that identifies a run of which no GPU metric is known."""
     if options.empty_run_unix_nano is None:
         return []
-    gpus = gpus_of([stream.series for stream in streams], options.run_id)
-    gpu = next(iter(gpus.values()), None)
-    reporter = gpu.reporter if gpu else (options.run_id, "{}")
+    resource, run_id, service_name = "{}", options.run_id, None
+    if streams:
+        resource = streams[0].series.resource
+        run_id, service_name = owner_of(streams[0].series, options.run_id)
     loose = Gpu(
-        reporter=reporter,
-        run_id=reporter[0],
-        service_name=gpu.service_name if gpu else None,
-        host_name=gpu.host_name if gpu else None,
+        reporter=(run_id, resource),
+        run_id=run_id,
+        service_name=service_name,
+        host_name=text_of(json.loads(resource).get("host.name")),
         gpu_id=None,
     )
     return [_Sheet(loose, np.array([options.empty_run_unix_nano], dtype=np.uint64))]

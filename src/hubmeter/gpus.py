@@ -8,13 +8,16 @@ import json
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 from .batch import AttributesJson, Series
-from .conventions import GpuIdentity, gpu_of
+from .conventions import GpuIdentity, gpu_of, text_of
 
 Reporter: TypeAlias = tuple[str, AttributesJson]
 """Run id and resource."""
+
+_Key: TypeAlias = tuple[str | None, str | None]
+"""Host name and GPU id."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,62 +38,91 @@ class Gpu:
     gpu_name: str | None = None
 
 
-def gpus_of(series: Iterable[Series], default_run_id: str) -> dict[Series, Gpu]:
+def owner_of(series: Series, default_run_id: str) -> tuple[str, str | None]:
+    """Run id and service name: the resource's word counts most, then the envelope's."""
+    resource = json.loads(series.resource)
+    run_id = text_of(resource.get("run.id")) or series.run_id or default_run_id
+    return run_id, text_of(resource.get("service.name"))
+
+
+def gpus_of(
+    fed: Iterable[Series], others: Iterable[Series], default_run_id: str
+) -> dict[Series, Gpu]:
     """
-    Find the GPU of each of *series*.
+    Find the GPU of each series in *fed*: the series that feed a column.
 
     Series that tell only a UUID join the GPU whose index another series of the same
-    resource tells together with that UUID; without one, the UUID is the id.
+    resource tells together with that UUID; without one, the UUID is the id. *others*
+    (nvidia_smi_gpu_info is one) say something about a GPU only where they name its UUID.
+
+    Returns:
+        No GPU for sensors whose parent is not known to be one: a CPU has a temperature too.
     """
-    by_reporter: dict[Reporter, list[tuple[Series, GpuIdentity]]] = defaultdict(list)
-    for one in series:
-        resource = json.loads(one.resource)
-        run_id = str(resource.get("run.id") or one.run_id or default_run_id)
-        identity = gpu_of(json.loads(one.attributes))
-        by_reporter[(run_id, one.resource)].append((one, identity))
+    told: dict[Reporter, dict[Series, GpuIdentity]] = defaultdict(dict)
+    hints: dict[Reporter, list[GpuIdentity]] = defaultdict(list)
+    for one in sorted(fed, key=_name):
+        told[_reporter(one, default_run_id)][one] = gpu_of(json.loads(one.attributes))
+    for one in sorted(others, key=_name):
+        hints[_reporter(one, default_run_id)].append(gpu_of(json.loads(one.attributes)))
     result: dict[Series, Gpu] = {}
-    for reporter, members in by_reporter.items():
-        result.update(_gpus_of_reporter(reporter, members))
+    for reporter, identities in told.items():
+        result.update(_gpus_of_reporter(reporter, identities, hints[reporter]))
     return result
 
 
+def _name(series: Series) -> tuple[str, ...]:
+    """Order of the series that does not depend on their arrival."""
+    return series.metric_name, series.scope_name, series.attributes
+
+
+def _reporter(series: Series, default_run_id: str) -> Reporter:
+    return owner_of(series, default_run_id)[0], series.resource
+
+
 def _gpus_of_reporter(
-    reporter: Reporter, members: list[tuple[Series, GpuIdentity]]
+    reporter: Reporter, told: Mapping[Series, GpuIdentity], hints: Iterable[GpuIdentity]
 ) -> dict[Series, Gpu]:
-    resource = json.loads(reporter[1])
-    ids = {i.gpu_uuid: i.gpu_id for _, i in members if i.gpu_uuid and i.gpu_id}
-    keys = {series: _key(identity, ids) for series, identity in members}
-    merged: dict[tuple[str | None, str | None], Gpu] = {}
-    for key in keys.values():
-        if key not in merged:
-            same = [identity for series, identity in members if keys[series] == key]
-            merged[key] = _merge(reporter, resource, key, same)
-    return {series: merged[key] for series, key in keys.items()}
+    uuids = {i.gpu_uuid for i in told.values() if i.gpu_uuid and not i.is_sensor}
+    known = [i for i in told.values() if not i.is_sensor or _is_gpu(i.gpu_uuid, uuids)]
+    known += [i for i in hints if i.gpu_uuid in uuids]
+    ids = {i.gpu_uuid: i.gpu_id for i in reversed(known) if i.gpu_uuid and i.gpu_id}
+    host = _host(reporter, known)
+    by_key: dict[_Key, list[GpuIdentity]] = defaultdict(list)
+    for identity in known:
+        by_key[_key(identity, ids, host)].append(identity)
+    gpus = {key: _merge(reporter, key, same) for key, same in by_key.items()}
+    return {
+        series: gpus[_key(identity, ids, host)]
+        for series, identity in told.items()
+        if not identity.is_sensor or _is_gpu(identity.gpu_uuid, uuids)
+    }
 
 
-def _key(
-    identity: GpuIdentity, ids: Mapping[str | None, str | None]
-) -> tuple[str | None, str | None]:
-    gpu_id = identity.gpu_id or ids.get(identity.gpu_uuid) or identity.gpu_uuid
-    return identity.host_name, gpu_id
+def _is_gpu(uuid: str | None, uuids: set[str]) -> bool:
+    return uuid in uuids or (uuid or "").startswith("GPU-")
 
 
-def _merge(
-    reporter: Reporter,
-    resource: Mapping[str, Any],
-    key: tuple[str | None, str | None],
-    identities: list[GpuIdentity],
-) -> Gpu:
+def _host(reporter: Reporter, identities: Iterable[GpuIdentity]) -> str | None:
+    """The host of series that do not name one: the resource's, or the only one named."""
+    named = {i.host_name for i in identities if i.host_name}
+    only = named.pop() if len(named) == 1 else None
+    return text_of(json.loads(reporter[1]).get("host.name")) or only
+
+
+def _key(identity: GpuIdentity, ids: Mapping[str, str], host: str | None) -> _Key:
+    uuid = identity.gpu_uuid
+    return identity.host_name or host, identity.gpu_id or ids.get(uuid or "") or uuid
+
+
+def _merge(reporter: Reporter, key: _Key, identities: Iterable[GpuIdentity]) -> Gpu:
     host_name, gpu_id = key
-    resource_host = resource.get("host.name")
-    service_name = resource.get("service.name")
-    is_gpu = gpu_id is not None
+    told = [] if gpu_id is None else list(identities)
     return Gpu(
         reporter=reporter,
         run_id=reporter[0],
-        service_name=None if service_name is None else str(service_name),
-        host_name=host_name or (None if resource_host is None else str(resource_host)),
+        service_name=text_of(json.loads(reporter[1]).get("service.name")),
+        host_name=host_name,
         gpu_id=gpu_id,
-        gpu_uuid=next((i.gpu_uuid for i in identities if i.gpu_uuid), None) if is_gpu else None,
-        gpu_name=next((i.gpu_name for i in identities if i.gpu_name), None) if is_gpu else None,
+        gpu_uuid=next((i.gpu_uuid for i in told if i.gpu_uuid), None),
+        gpu_name=next((i.gpu_name for i in told if i.gpu_name), None),
     )

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from .batch import Distribution, Extra, PointBatch, SeriesLayout, Value
 
 EXACT = 2**53
-"""Integers up to this magnitude survive in a float64."""
+"""Integers below this magnitude survive in a float64, and so does their being below it."""
 
 NO_VALUE = float("nan")
 
@@ -32,7 +32,7 @@ class Block:
         values: Batches x series, float64; NaN stands where *special* holds the value.
         special: Index in *values* to what a float64 cannot hold: distributions, large
             integers, and None for "no recorded value".
-        starts: Start times per batch where they differ from the batch before.
+        starts: Start times from that batch on, where they differ from the batch before.
         integers: Which values were integers, per batch where it differs likewise.
         extras: Index in *values* to flags and exemplars.
     """
@@ -43,7 +43,7 @@ class Block:
     times_unix_nano: array[int] = field(default_factory=lambda: array("Q"))
     values: array[float] = field(default_factory=lambda: array("d"))
     special: dict[int, Distribution | int | None] = field(default_factory=dict)
-    starts: list[tuple[int, tuple[int, ...]]] = field(default_factory=list)
+    starts: list[tuple[int, array[int]]] = field(default_factory=list)
     integers: list[tuple[int, bytes]] = field(default_factory=list)
     extras: dict[int, Extra] = field(default_factory=dict)
 
@@ -53,26 +53,23 @@ class Block:
 
     def append(self, batch: PointBatch, number: int) -> None:
         """Take *batch*, which has this block's layout and way of telling time."""
-        first, place = len(self.values), len(self.batch_numbers)
+        times = array("Q", batch.times_unix_nano)
+        starts = array("Q", batch.start_times_unix_nano)
         kinds = bytes([value.__class__ is int for value in batch.values])
+        values, is_plain = _packed(batch.values, any_integer=any(kinds))
+        first, place = len(self.values), len(self.batch_numbers)
+        # Nothing below can fail: a batch is taken as a whole, or not at all.
         if not self.integers or self.integers[-1][1] != kinds:
             self.integers.append((place, kinds))
-        starts = batch.start_times_unix_nano
         if not self.starts or self.starts[-1][1] != starts:
-            self.starts.append((place, tuple(starts)))
-        try:
-            self.values.extend(batch.values)  # type: ignore[arg-type]
-            big = any(not -EXACT <= value <= EXACT for value in self.values[first:]) and any(kinds)
-        except (TypeError, OverflowError):
-            del self.values[first:]
-            self.values.extend(_as_float(value) for value in batch.values)
-            big = True
-        if big:
+            self.starts.append((place, starts))
+        if not is_plain:
             self.special.update(_special(batch.values, first))
-        self.times_unix_nano.extend(batch.times_unix_nano)
+        self.values.extend(values)
+        self.times_unix_nano.extend(times)
         self.batch_numbers.append(number)
         if batch.extras:
-            self.extras.update({first + place: extra for place, extra in batch.extras.items()})
+            self.extras.update({first + index: extra for index, extra in batch.extras.items()})
 
     def copy(self) -> Block:
         """An independent block, so that readers never hold a buffer that must grow."""
@@ -137,6 +134,15 @@ def gather(batches: Iterator[PointBatch]) -> Points:
     return ledger.snapshot()
 
 
+def _packed(values: Sequence[Value], *, any_integer: bool) -> tuple[array[float], bool]:
+    """*values* as float64, and whether that says everything about them."""
+    try:
+        packed = array("d", values)  # type: ignore[arg-type]
+    except (TypeError, OverflowError):
+        return array("d", map(_as_float, values)), False
+    return packed, not any_integer or all(-EXACT < value < EXACT for value in packed)
+
+
 def _as_float(value: Value) -> float:
     if value is None or isinstance(value, Distribution):
         return NO_VALUE
@@ -150,5 +156,5 @@ def _special(values: Sequence[Value], first: int) -> Iterator[tuple[int, Distrib
     for index, value in enumerate(values, first):
         if value is None or isinstance(value, Distribution):
             yield index, value
-        elif isinstance(value, int) and not -EXACT <= value <= EXACT:
+        elif isinstance(value, int) and not -EXACT < value < EXACT:
             yield index, value

@@ -4,18 +4,18 @@ The ``points`` config: complete data points that have no column in the rows. Pur
 
 from __future__ import annotations
 
-import json
 from bisect import bisect_right
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 from .batch import Distribution, Extra, Series
+from .gpus import owner_of
 from .ledger import Block, Points
 from .schema import POINTS
 from .streams import BLOCK_STRIDE, Refs
 
-INT64_MAX = 2**63 - 1
+INT64_LIMIT = 2**63
 
 
 def point_columns(points: Points, refs: Refs, default_run_id: str) -> dict[str, list[Any]]:
@@ -53,7 +53,7 @@ class _Reader:
     def __init__(self, block: Block, default_run_id: str) -> None:
         self._block = block
         self._width = len(block.layout.series)
-        self._owners = [_owner(series, default_run_id) for series in block.layout.series]
+        self._owners = [owner_of(series, default_run_id) for series in block.layout.series]
 
     def read(self, index: int) -> _Point:
         block = self._block
@@ -69,15 +69,6 @@ class _Reader:
             value=block.value(index, _in_force(block.integers, batch)),
             extra=block.extras.get(index, Extra()),
         )
-
-
-def _owner(series: Series, default_run_id: str) -> tuple[str, str | None]:
-    resource = json.loads(series.resource)
-    service_name = resource.get("service.name")
-    return (
-        str(resource.get("run.id") or series.run_id or default_run_id),
-        None if service_name is None else str(service_name),
-    )
 
 
 def _in_force(changes: list[tuple[int, Any]], batch: int) -> Any:
@@ -109,5 +100,5 @@ def _value_cells(value: Any) -> Iterator[tuple[str, Any]]:
             yield name, getattr(value, name)
     elif value is not None:
         yield "value", float(value)
-        if isinstance(value, int) and -INT64_MAX <= value <= INT64_MAX:
+        if isinstance(value, int) and -INT64_LIMIT <= value < INT64_LIMIT:
             yield "value_int", value

@@ -207,7 +207,7 @@ def load_pynvml() -> Any:
     Raises:
         NvmlError: nvidia-ml-py is not installed.
     """
-    if "pynvml" in sys.modules:
+    if sys.modules.get("pynvml"):
         return sys.modules["pynvml"]
     # A deprecated package of the same name warns whenever anybody imports pynvml.
     with warnings.catch_warnings():

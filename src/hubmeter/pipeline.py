@@ -4,20 +4,21 @@ The road from batches to a published shard. Owns the points of one run.
 
 from __future__ import annotations
 
+import itertools
 import logging
 import os
 import threading
 import time
 import uuid
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from .batch import PointBatch
 from .energy import Factors
-from .ledger import Ledger, Points
+from .ledger import Ledger, Points, gather
 from .settings import Settings, fill_in, new_run_id
 from .version import version
 
@@ -77,7 +78,7 @@ class Pipeline:
         self._process_id = uuid.uuid4().hex[:12]
         self._wall_clock_ns = wall_clock_ns
         self._ledger = Ledger()
-        self._published = 0
+        self._parts = itertools.count()
         self._closed = False
         self._lock = threading.Lock()
         _renew_lock_after_fork(self)
@@ -87,15 +88,19 @@ class Pipeline:
         Take *batch*. When this returns, its points are in the run.
 
         A batch that comes after :meth:`close` (an export that was in flight) is
-        published at once, as a shard of its own.
+        published at once, in a shard of its own that continues the run's totals.
+
+        Raises:
+            PublishError: The batch came late and the sink refused; its points are
+                in :meth:`table` all the same.
         """
         with self._lock:
+            self._ledger.append(batch)
             if not self._closed:
-                self._ledger.append(batch)
                 return
-        late = Ledger()
-        late.append(batch)
-        self._publish(late.snapshot())
+            points = self._ledger.snapshot()
+        if batch.values:
+            self._publish_late(points, batch)
 
     def points(self) -> Points:
         """The points so far, as a copy."""
@@ -122,19 +127,26 @@ class Pipeline:
                 return
             self._closed = True
             points = self._ledger.snapshot()
-        self._publish(points)
+        self._publish(tables_of(points, self._options(self._wall_clock_ns())), points)
 
-    def _publish(self, points: Points) -> None:
+    def _publish_late(self, points: Points, batch: PointBatch) -> None:
+        times = {str(time) for time in batch.times_unix_nano}
+        tables = {
+            config: _rows_at(times, table)
+            for config, table in tables_of(points, self._options()).items()
+        }
+        if any(table.num_rows for table in tables.values()):
+            self._publish(tables, gather(iter([batch])))
+
+    def _publish(self, tables: Mapping[str, pa.Table], points: Points) -> None:
         from .shard import seal
 
-        tables = tables_of(points, self._options(self._wall_clock_ns()))
-        run_id = tables["default"]["run_id"][0].as_py()
-        part = f"-{self._published}" if self._published else ""
-        self._published += 1
+        run_id = next(t["run_id"][0].as_py() for t in tables.values() if t.num_rows)
+        part = next(self._parts)
         shard = seal(
             tables,
             run_id=run_id,
-            process_id=f"{self._process_id}{part}",
+            process_id=f"{self._process_id}-{part}" if part else self._process_id,
             metadata=_metadata(self.settings, points),
         )
         self.sink.publish(shard)
@@ -144,9 +156,7 @@ class Pipeline:
         return options_of(self.settings, self.run_id, empty_run_unix_nano)
 
 
-def options_of(
-    settings: Settings, run_id: str, empty_run_unix_nano: int | None = None
-) -> Options:
+def options_of(settings: Settings, run_id: str, empty_run_unix_nano: int | None = None) -> Options:
     """How *settings* want points to be flattened."""
     from .flattening import Options
 
@@ -180,10 +190,18 @@ def tables_of(points: Points, options: Options) -> dict[str, pa.Table]:
     }
 
 
+def _rows_at(times_unix_nano: Collection[str], table: pa.Table) -> pa.Table:
+    times = table["timestamp_unix_nano"].to_pylist()
+    places = [place for place, time in enumerate(times) if time in times_unix_nano]
+    return table.take(places) if places else table.slice(0, 0)
+
+
 def _sink_for(settings: Settings, run_id: str) -> Sink:
     from .sinks.parquet_dir import ParquetDir
 
-    return ParquetDir(Path(fill_in(settings.to, run_id)).expanduser().absolute())
+    # Unlike Path.expanduser() this takes the `~` of nobody as it stands.
+    folder = os.path.expanduser(fill_in(settings.to, run_id))  # noqa: PTH111
+    return ParquetDir(Path(folder).absolute())
 
 
 def _metadata(settings: Settings, points: Points) -> dict[str, str]:

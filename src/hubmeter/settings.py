@@ -7,17 +7,20 @@ default, never an exception: the program that is being observed must not notice.
 
 from __future__ import annotations
 
-import logging
+import hashlib
 import math
 import os
+import re
+import sys
 import uuid
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
+from numbers import Number
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-log = logging.getLogger(__name__)
+LONGEST_NAME = 96
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,11 +71,19 @@ def _switch(text: str) -> bool:
 def _text(text: str) -> str:
     if not text:
         raise ValueError("expected some text")
+    if not text.isprintable():
+        raise ValueError("expected text without control characters, in UTF-8")
+    return text
+
+
+def _folder(text: str) -> str:
+    if not text or "\0" in text or "://" in text:
+        raise ValueError("expected the path of a folder")
     return text
 
 
 SETTINGS: tuple[Setting, ...] = (
-    Setting(name="to", variable="HUBMETER_TO", default="./hubmeter-data", parse=_text,
+    Setting(name="to", variable="HUBMETER_TO", default="./hubmeter-data", parse=_folder,
             meaning="destination folder; {date} and {run_id} are filled in"),
     Setting(name="run_id", variable="HUBMETER_RUN_ID", default=None, parse=_text,
             meaning="when the resource has no run.id; default a new UUID"),
@@ -112,8 +123,8 @@ class Settings:
 
     to: str = "./hubmeter-data"
     run_id: str | None = None
-    missing: str = "null"
-    points: str = "other"
+    missing: Literal["null", "zero"] = "null"
+    points: Literal["all", "other", "none"] = "other"
     gpus: str = "visible"
     sample_interval_s: float = 1.0
     price_usd_per_kwh: float = 0.12
@@ -142,13 +153,13 @@ def load_settings(**given: Any) -> Settings:
         values[setting.name], origins[setting.name] = setting.default, "default"
         for origin, text in _candidates(setting, given, file_values):
             try:
-                value = setting.parse(str(text).strip())
+                value = setting.parse(_as_text(text).strip())
             except ValueError as error:
                 problems.append(f"{origin}={text!r} is ignored: {error}")
                 continue
             values[setting.name], origins[setting.name] = value, origin
             break
-    problems.extend(f"{name} is not a setting" for name in given.keys() - values.keys())
+    problems += _unknown("arguments", given) + _unknown("hubmeter.toml", file_values)
     return Settings(
         **values,
         cuda_visible_devices=os.environ.get("CUDA_VISIBLE_DEVICES"),
@@ -163,9 +174,23 @@ def new_run_id(settings: Settings) -> str:
 
 
 def fill_in(destination: str, run_id: str) -> str:
-    """Replace ``{date}`` (UTC) and ``{run_id}`` in a destination."""
+    """Replace ``{date}`` (UTC) and ``{run_id}`` in a destination, which they cannot leave."""
     date = datetime.now(timezone.utc).strftime("%Y%m%d_%H%M%S")
-    return destination.replace("{date}", date).replace("{run_id}", run_id)
+    return destination.replace("{date}", date).replace("{run_id}", safe_name(run_id))
+
+
+def safe_name(text: str) -> str:
+    """
+    *text* as the name of a file or folder; different texts stay different.
+
+    It cannot leave its folder, and does not begin with what hides a file (pyarrow and
+    pandas skip names that begin with a dot or an underscore).
+    """
+    safe = re.sub(r"[^A-Za-z0-9_.-]", "_", text).lstrip("._-")[:LONGEST_NAME]
+    if safe and safe == text:
+        return safe
+    digest = hashlib.sha256(text.encode("utf-8", "replace")).hexdigest()[:8]
+    return "-".join(filter(None, (safe, digest)))
 
 
 def _candidates(
@@ -178,6 +203,21 @@ def _candidates(
             yield variable, os.environ[variable]
     if setting.name in file_values:
         yield f"file {setting.name}", file_values[setting.name]
+
+
+def _as_text(value: Any) -> str:
+    """What the environment would say for *value*."""
+    if isinstance(value, list | tuple):
+        return ",".join(map(_as_text, value))
+    if not isinstance(value, str | Number | os.PathLike):
+        raise ValueError("expected text or a number")  # noqa: TRY004 - one kind of wrong value
+    return str(value)
+
+
+def _unknown(place: str, values: Mapping[str, Any]) -> list[str]:
+    """One sentence about all names in *values* that mean nothing, or none."""
+    unknown = sorted(str(name) for name in values.keys() - {setting.name for setting in SETTINGS})
+    return [f"not a setting, ignored in {place}: {', '.join(unknown)}"] if unknown else []
 
 
 def _file_values() -> tuple[Mapping[str, Any], list[str]]:
@@ -199,8 +239,8 @@ def _file_values() -> tuple[Mapping[str, Any], list[str]]:
 
 
 def _toml(text: str) -> Mapping[str, Any]:
-    try:
+    if sys.version_info >= (3, 11):
         import tomllib
-    except ImportError:  # Python 3.10
+    else:
         import tomli as tomllib
     return tomllib.loads(text)

@@ -6,17 +6,15 @@ Whatever publishes it, and however often, publishes the same bytes.
 
 from __future__ import annotations
 
-import hashlib
 import io
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from .settings import safe_name
+
 if TYPE_CHECKING:
     import pyarrow as pa
-
-LONGEST_STEM = 96
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,32 +37,25 @@ def seal(
     tables: Mapping[str, pa.Table], *, run_id: str, process_id: str, metadata: Mapping[str, str]
 ) -> Shard:
     """
-    Freeze *tables* (config name to table, ``default`` with at least one row).
+    Freeze the tables of one flush.
 
     Args:
+        tables: Config name to table, at least one of them with a row.
         run_id: Of the run; becomes part of a file name, whatever it contains.
         process_id: Unique for this process and flush, safe as a file name.
         metadata: Written into each Parquet file.
     """
     from .tables import write_parquet
 
-    name = f"{_file_stem(run_id)}-{process_id}"
-    month = tables["default"]["timestamp"][0].as_py()[:7]
+    name = f"{safe_name(run_id)}-{process_id}"
+    # datasets 5.2 cannot open a config that has only empty files
+    filled = {config: table for config, table in tables.items() if table.num_rows}
+    month = next(iter(filled.values()))["timestamp"][0].as_py()[:7]
     files = {}
-    for config, table in tables.items():
-        if not table.num_rows:
-            continue  # datasets 5.2 cannot open a config that has only empty files
+    for config, table in filled.items():
         buffer = io.BytesIO()
         write_parquet(table, config, buffer, metadata)
         files[f"data/{config}/{month}/{name}.parquet"] = buffer.getvalue()
     return Shard(
         name=name, files=files, rows=tables["default"].num_rows, points=tables["points"].num_rows
     )
-
-
-def _file_stem(text: str) -> str:
-    """A file name that cannot leave its folder; different texts stay different."""
-    safe = re.sub(r"[^A-Za-z0-9_.-]", "_", text).lstrip(".")[:LONGEST_STEM]
-    if safe == text:
-        return safe
-    return f"{safe}-{hashlib.sha256(text.encode('utf-8', 'replace')).hexdigest()[:8]}"

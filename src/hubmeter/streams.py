@@ -42,7 +42,6 @@ class Stream:
         values: NaN where the point holds no single number.
         starts: Start times in nanoseconds, 0 where unknown.
         refs: Where each point is in the blocks.
-        first_seen: Place of the series among all series.
     """
 
     series: Series
@@ -50,7 +49,6 @@ class Stream:
     values: Floats
     starts: Times
     refs: Refs
-    first_seen: int
 
     def where(self, keep: NDArray[np.bool_]) -> Stream:
         """The stream with only the points that *keep* marks."""
@@ -74,15 +72,10 @@ def streams_of(points: Points) -> tuple[list[Stream], Counter[str]]:
     parts: dict[Series, list[_Part]] = defaultdict(list)
     intervals = _intervals_ns(points)
     for number, block in enumerate(points.blocks):
-        times = _aligned(block, intervals)
-        for series, part in _parts(block, number, times):
+        for series, part in _parts(block, number, intervals):
             parts[series].append(part)
     counts: Counter[str] = Counter()
-    streams = [
-        _stream(series, series_parts, place, counts)
-        for place, (series, series_parts) in enumerate(parts.items())
-    ]
-    return streams, counts
+    return [_stream(series, its_parts, counts) for series, its_parts in parts.items()], counts
 
 
 def totals(stream: Stream, *, since_boot: bool) -> Floats:
@@ -109,27 +102,45 @@ def totals(stream: Stream, *, since_boot: bool) -> Floats:
 
 @dataclass(frozen=True, slots=True)
 class _Part:
+    """Points of one series in one block. *times* as sent, *aligned* with their neighbours."""
+
     times: Times
+    aligned: Times
     values: Floats
     starts: Times
     refs: Refs
     arrival: NDArray[np.uint64]
 
 
-def _parts(block: Block, number: int, times: Times) -> Iterator[tuple[Series, _Part]]:
+def _parts(
+    block: Block, number: int, intervals: Mapping[AttributesJson, int]
+) -> Iterator[tuple[Series, _Part]]:
     width = len(block.layout.series)
+    times = _times(block)
+    aligned = times if block.shares_time else _aligned(times, block, intervals)
     values = np.frombuffer(block.values, dtype=np.float64).reshape(-1, width)
     refs = np.arange(values.size, dtype=np.int64).reshape(-1, width) + number * BLOCK_STRIDE
     arrival = np.frombuffer(block.batch_numbers, dtype=np.uint64)
     starts = _starts(block)
     for series, places in _places(block).items():
+        own_times = _columns(times, places)
         yield series, _Part(
-            times=times[:, places].ravel() if times.shape[1] > 1 else np.repeat(times, len(places)),
+            times=own_times,
+            aligned=own_times if aligned is times else _columns(aligned, places),
             values=values[:, places].ravel(),
             starts=_starts_at(starts, places, len(block)),
             refs=refs[:, places].ravel(),
             arrival=np.repeat(arrival, len(places)),
         )
+
+
+def _times(block: Block) -> Times:
+    """Batches x points, or batches x 1 where the points of a batch share their time."""
+    return np.frombuffer(block.times_unix_nano, dtype=np.uint64).reshape(len(block), -1)
+
+
+def _columns(times: Times, places: list[int]) -> Times:
+    return np.repeat(times, len(places)) if times.shape[1] == 1 else times[:, places].ravel()
 
 
 def _places(block: Block) -> Mapping[Series, list[int]]:
@@ -144,7 +155,7 @@ def _starts(block: Block) -> list[tuple[int, int, Times]]:
     ends = [first for first, _ in block.starts[1:]] + [len(block)]
     width = len(block.layout.series)
     return [
-        (first, end, np.array(starts if starts else (0,) * width, dtype=np.uint64))
+        (first, end, np.array(starts or (0,) * width, dtype=np.uint64))
         for (first, starts), end in zip(block.starts, ends, strict=True)
     ]
 
@@ -156,51 +167,53 @@ def _starts_at(runs: list[tuple[int, int, Times]], places: list[int], batches: i
     return result.ravel()
 
 
-def _stream(series: Series, parts: list[_Part], place: int, counts: Counter[str]) -> Stream:
-    stream = Stream(
+def _stream(series: Series, parts: list[_Part], counts: Counter[str]) -> Stream:
+    times = _joined([part.times for part in parts])
+    kept = _kept(times, _joined([part.arrival for part in parts]), counts)
+    return Stream(
         series=series,
-        times=_joined([part.times for part in parts]),
-        values=_joined([part.values for part in parts]),
-        starts=_joined([part.starts for part in parts]),
-        refs=_joined([part.refs for part in parts]),
-        first_seen=place,
+        times=_settled(times[kept], _joined([part.aligned for part in parts])[kept]),
+        values=_joined([part.values for part in parts])[kept],
+        starts=_joined([part.starts for part in parts])[kept],
+        refs=_joined([part.refs for part in parts])[kept],
     )
-    if (stream.times == 0).any():
-        counts[NO_TIME] += int((stream.times == 0).sum())
-        keep = stream.times != 0
-        arrival = _joined([part.arrival for part in parts])[keep]
-        stream = stream.where(keep)
-    else:
-        arrival = _joined([part.arrival for part in parts])
-    if (stream.times[1:] > stream.times[:-1]).all():
-        return stream
-    order: Any = np.lexsort((arrival, stream.times))
-    stream = stream.where(order)
-    last = np.append(stream.times[1:] != stream.times[:-1], values=True)
-    counts[DUPLICATE] += int((~last).sum())
-    return stream.where(last)
+
+
+def _kept(times: Times, arrival: NDArray[np.uint64], counts: Counter[str]) -> Any:
+    """Places in order of time, of points that have one; of equal times the last arrival."""
+    if times[0] and (times[1:] > times[:-1]).all():
+        return slice(None)
+    order = np.lexsort((arrival, times))
+    order = order[times[order] > 0]
+    is_last = np.ones(order.size, dtype=bool)
+    is_last[:-1] = times[order[1:]] != times[order[:-1]]
+    counts[NO_TIME] += times.size - order.size
+    counts[DUPLICATE] += int((~is_last).sum())
+    return order[is_last]
+
+
+def _settled(times: Times, aligned: Times) -> Times:
+    """*aligned*, but where that would pass the point before: two points stay two."""
+    return np.concatenate([aligned[:1], np.where(aligned[1:] > times[:-1], aligned[1:], times[1:])])
 
 
 def _joined(arrays: list[NDArray[Any]]) -> NDArray[Any]:
     return arrays[0] if len(arrays) == 1 else np.concatenate(arrays)
 
 
-def _aligned(block: Block, intervals: Mapping[AttributesJson, int]) -> Times:
-    """Times of the block, batches x 1 or batches x points, aligned request by request."""
-    times = np.frombuffer(block.times_unix_nano, dtype=np.uint64)
-    if block.shares_time:
-        return times.reshape(-1, 1)
-    width = len(block.layout.series)
-    times = times.reshape(-1, width).copy()
+def _aligned(times: Times, block: Block, intervals: Mapping[AttributesJson, int]) -> Times:
+    """*times* of the block with those of each request and resource aligned."""
+    aligned = times.copy()
     by_resource: dict[AttributesJson, list[int]] = defaultdict(list)
     for place, series in enumerate(block.layout.series):
         by_resource[series.resource].append(place)
     for resource, places in by_resource.items():
         window = min(WIDEST_ALIGNMENT_NS, intervals.get(resource, 2 * WIDEST_ALIGNMENT_NS) // 2)
         owners = [block.layout.series[place] for place in places]
-        for row in times:
-            row[places] = _align(row[places].tolist(), owners, window)
-    return times
+        own = times[:, places]
+        for batch in np.flatnonzero(own.min(axis=1) != own.max(axis=1)):
+            aligned[batch, places] = _align(own[batch].tolist(), owners, window)
+    return aligned
 
 
 def _align(times: list[int], owners: list[Series], window_ns: int) -> list[int]:
@@ -214,7 +227,7 @@ def _align(times: list[int], owners: list[Series], window_ns: int) -> list[int]:
     group: dict[Series, int] = {}
     for place in sorted(range(len(times)), key=times.__getitem__):
         time, owner = times[place], owners[place]
-        if time - group_start > window_ns or group.get(owner, time) != time:
+        if not group_start or time - group_start > window_ns or group.get(owner, time) != time:
             group_start, group = time, {}
         group[owner] = time
         result[place] = group_start
@@ -223,16 +236,17 @@ def _align(times: list[int], owners: list[Series], window_ns: int) -> list[int]:
 
 def _intervals_ns(points: Points) -> Mapping[AttributesJson, int]:
     """The shortest typical interval between two points of a series, by resource."""
+    if all(block.shares_time for block in points.blocks):
+        return {}  # nobody asks
     seen: dict[Series, list[NDArray[np.uint64]]] = defaultdict(list)
     for block in points.blocks:
-        if block.shares_time:
-            continue
-        times = np.frombuffer(block.times_unix_nano, np.uint64).reshape(len(block), -1)
+        times = _times(block)
         for series, places in _places(block).items():
-            seen[series].append(times[:, places].ravel())
+            seen[series].append(_columns(times, places))
     intervals: dict[AttributesJson, int] = {}
     for series, parts in seen.items():
-        gaps = np.diff(np.unique(np.concatenate(parts)))
+        times = np.unique(np.concatenate(parts))
+        gaps = np.diff(times[times > 0])
         if gaps.size:
             typical = int(np.median(gaps))
             intervals[series.resource] = min(typical, intervals.get(series.resource, typical))

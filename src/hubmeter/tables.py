@@ -73,7 +73,9 @@ def points_table(points: Points, rows: Rows, default_run_id: str) -> pa.Table:
     return pa.Table.from_arrays([arrays[c.name] for c in POINTS], schema=arrow_schema("points"))
 
 
-def write_parquet(table: pa.Table, config: str, file: IO[bytes], metadata: Mapping[str, str]) -> None:
+def write_parquet(
+    table: pa.Table, config: str, file: IO[bytes], metadata: Mapping[str, str]
+) -> None:
     """
     Write *table* as one immutable shard.
 
@@ -121,16 +123,16 @@ def _throttle_reasons(reasons: Mapping[str, Floats], size: int) -> pa.Array:
         return pa.nulls(size, pa.string())
     names = sorted(reasons)
     flags = np.stack([reasons[name] for name in names], axis=1)
-    codes = np.where(np.isnan(flags).all(axis=1), -1, (flags > 0) @ (1 << np.arange(len(names))))
-    distinct, place = np.unique(codes, return_inverse=True)
-    words = [_reasons_word(int(code), names) for code in distinct]
-    return pa.array(words, pa.string()).take(pa.array(place))
-
-
-def _reasons_word(code: int, names: Sequence[str]) -> str | None:
-    if code < 0:
-        return None
-    return ",".join(name for bit, name in enumerate(names) if code >> bit & 1)
+    states = np.column_stack([np.isnan(flags).all(axis=1), flags > 0])
+    distinct, place = np.unique(states, axis=0, return_inverse=True)
+    # Not pyarrow's binary_join_element_wise: where every input is null it loses the rows.
+    words = [
+        None
+        if is_unread
+        else ",".join(name for name, flag in zip(names, active, strict=True) if flag)
+        for is_unread, *active in distinct.tolist()
+    ]
+    return pa.array(words, pa.string()).take(pa.array(place.ravel()))
 
 
 def _quantiles(value: Any) -> Any:
@@ -139,7 +141,7 @@ def _quantiles(value: Any) -> Any:
 
 def read_parquet(files: Sequence[Path], config: str) -> pa.Table:
     """
-    The rows of *files* in order of time.
+    The rows of *files* in order of time, rows without a GPU first.
 
     Raises:
         DecodeError: A file is not Parquet, or lacks the columns of *config*.
@@ -147,7 +149,14 @@ def read_parquet(files: Sequence[Path], config: str) -> pa.Table:
     schema = arrow_schema(config)
     tables = [_read_file(file, schema) for file in files]
     table = pa.concat_tables(tables)
-    return table.sort_by([("timestamp", "ascending")]) if len(tables) > 1 else table
+    if len(tables) == 1:
+        return table
+    keys = [name for name in ("timestamp", "timestamp_unix_nano", "gpu_id") if name in schema.names]
+    return table.take(
+        pc.sort_indices(
+            table, sort_keys=[(key, "ascending") for key in keys], null_placement="at_start"
+        )
+    )
 
 
 def _read_file(file: Path, schema: pa.Schema) -> pa.Table:

@@ -10,12 +10,14 @@ record costs itself only, and is counted.
 from __future__ import annotations
 
 import json
-import math
+import re
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 from ..batch import (
+    DEEPEST,
+    TOO_DEEP,
     AttributesJson,
     Distribution,
     Extra,
@@ -25,6 +27,9 @@ from ..batch import (
     Temporality,
     Value,
     attributes_json,
+    canonical_json,
+    finite,
+    writable,
 )
 from ..errors import DecodeError
 from .layouts import LayoutCache
@@ -47,6 +52,7 @@ NO_RECORDED_VALUE = 1
 BAD_LINE = "a line is not JSON"
 NOT_A_REQUEST = "a record is not an OTLP metrics request (no resourceMetrics)"
 NOT_AN_OBJECT = "{} is null or not what OTLP says"
+SNAKE_CASE = "{} is not a field of OTLP/JSON: write {}"
 UNKNOWN_KIND = "a metric is of a kind that is not known"
 BAD_TIME = "a timestamp is not an integer"
 BAD_NUMBER = "a value is not a number"
@@ -93,7 +99,8 @@ class JsonDecoder:
         try:
             document = json.loads(text)
         except (ValueError, RecursionError):
-            for line in text.splitlines():
+            # Not splitlines(): a JSON string may hold other line separators.
+            for line in text.split("\n") if isinstance(text, str) else text.split(b"\n"):
                 if line.strip():
                     yield self._decode_line(line)
         else:
@@ -102,10 +109,11 @@ class JsonDecoder:
 
     def _decode_line(self, line: str | bytes) -> PointBatch:
         try:
-            return self.decode(json.loads(line))
+            request = json.loads(line)
         except (ValueError, RecursionError):
             empty = self._cache.layout([])
             return PointBatch(layout=empty, times_unix_nano=(), values=(), skipped={BAD_LINE: 1})
+        return self.decode(request)
 
 
 class _Walk:
@@ -121,23 +129,19 @@ class _Walk:
         self._cache = cache
 
     def request(self, request: Any) -> None:
-        if not isinstance(request, Mapping) or "resourceMetrics" not in request:
+        if not isinstance(request, Mapping) or not {"resourceMetrics", "resource_metrics"} & {*request}:
             self.skipped[NOT_A_REQUEST] += 1
             return
-        run_id = request.get("run_id")
+        run_id = _name(request.get("run_id")) or None
         for resource_metrics in self._objects(request, "resourceMetrics"):
-            resource = resource_metrics.get("resource")
-            if resource is not None and not isinstance(resource, Mapping):
-                self.skipped[NOT_AN_OBJECT.format("resource")] += 1
-            resource = self._attributes(resource)
+            resource = self._attributes(self._object(resource_metrics, "resource"))
             for scope_metrics in self._objects(resource_metrics, "scopeMetrics"):
-                scope = scope_metrics.get("scope")
-                scope_name = scope.get("name") if isinstance(scope, Mapping) else None
+                scope_name = _name(self._object(scope_metrics, "scope").get("name"))
                 for metric in self._objects(scope_metrics, "metrics"):
                     self._metric(metric, resource, scope_name, run_id)
 
     def _metric(
-        self, metric: Mapping[str, Any], resource: AttributesJson, scope_name: Any, run_id: Any
+        self, metric: Mapping[str, Any], resource: AttributesJson, scope_name: str, run_id: str | None
     ) -> None:
         key = next((key for key in _KINDS if metric.get(key) is not None), None)
         if key is None:
@@ -150,14 +154,14 @@ class _Walk:
         for point in self._objects(data, "dataPoints"):
             series = Series(
                 resource=resource,
-                scope_name=str(scope_name or ""),
-                metric_name=str(metric.get("name") or ""),
-                unit=str(metric.get("unit") or ""),
+                scope_name=scope_name,
+                metric_name=_name(metric.get("name")),
+                unit=_name(metric.get("unit")),
                 kind=_KINDS[key],
                 temporality=_temporality(key, data),
                 is_monotonic=bool(data.get("isMonotonic")) if key == "sum" else None,
                 attributes=self._attributes(point),
-                run_id=None if run_id is None else str(run_id),
+                run_id=run_id,
             )
             self._point(point, self._cache.series(series))
 
@@ -179,6 +183,8 @@ class _Walk:
 
     def _objects(self, parent: Mapping[str, Any], key: str) -> Iterator[Mapping[str, Any]]:
         """The objects in the list *key*; an absent list is an empty one."""
+        if key not in parent and (snake := re.sub("([A-Z])", r"_\1", key).lower()) in parent:
+            self.skipped[SNAKE_CASE.format(snake, key)] += 1
         found = parent.get(key, [])
         if not isinstance(found, list):
             self.skipped[NOT_AN_OBJECT.format(key)] += 1
@@ -189,38 +195,60 @@ class _Walk:
             else:
                 self.skipped[NOT_AN_OBJECT.format(f"an item of {key}")] += 1
 
-    def _attributes(self, owner: Any) -> AttributesJson:
-        if not isinstance(owner, Mapping) or not owner.get("attributes"):
+    def _object(self, parent: Mapping[str, Any], key: str) -> Mapping[str, Any]:
+        """The object *key*; empty where there is none."""
+        found = parent.get(key)
+        if found is not None and not isinstance(found, Mapping):
+            self.skipped[NOT_AN_OBJECT.format(key)] += 1
+        return found if isinstance(found, Mapping) else {}
+
+    def _attributes(self, owner: Mapping[str, Any]) -> AttributesJson:
+        if not owner.get("attributes"):
             return "{}"
-        pairs = self._objects(owner, "attributes")
-        return attributes_json({str(pair.get("key", "")): _any(pair.get("value")) for pair in pairs})
+        return attributes_json(_pairs(list(self._objects(owner, "attributes"))))
 
 
-def _any(value: Any) -> Any:
+def _name(value: Any) -> str:
+    return writable(str(value)) if isinstance(value, str | int | float) else ""
+
+
+def _pairs(pairs: list[Any], depth: int = 0) -> dict[str, Any]:
+    """A list of OTLP KeyValues; of one key the last counts."""
+    return {_name(p.get("key")): _any(p.get("value"), depth) for p in pairs if isinstance(p, Mapping)}
+
+
+def _any(value: Any, depth: int = 0) -> Any:
     """An OTLP AnyValue; the first of its fields that is not null."""
     if not isinstance(value, Mapping):
         return value
+    if depth > DEEPEST:
+        return TOO_DEEP
     for kind, content in value.items():
         match kind, content:
             case _, None:
                 continue
-            case "intValue", _:
-                return _integer_or_text(content)
-            case "arrayValue", {"values": list(values)}:
-                return [_any(item) for item in values]
-            case "kvlistValue", {"values": list(values)}:
-                return {str(v.get("key")): _any(v.get("value")) for v in values
-                        if isinstance(v, Mapping)}  # fmt: skip
+            case "intValue", str():
+                return _or_as_sent(int, content)
+            case "doubleValue", int() | str():
+                return _or_as_sent(float, content)
+            case "arrayValue", Mapping():
+                return [_any(item, depth + 1) for item in _list(content.get("values"))]
+            case "kvlistValue", Mapping():
+                return _pairs(_list(content.get("values")), depth + 1)
             case _:
                 return content
     return None
 
 
-def _integer_or_text(content: Any) -> Any:
+def _or_as_sent(number: type[int | float], content: Any) -> Any:
     try:
-        return int(content)
-    except (TypeError, ValueError):
+        return number(content)
+    except (ValueError, OverflowError):
         return content
+
+
+def _list(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else []
 
 
 def _temporality(key: str, data: Mapping[str, Any]) -> Temporality | None:
@@ -252,7 +280,7 @@ def _value(point: Mapping[str, Any], kind: Kind) -> Value:
     if kind in ("gauge", "sum"):
         double, integer = point.get("asDouble"), point.get("asInt")
         return _number(double) if double is not None else _integer(integer)
-    return _distribution(point)
+    return _distribution(point, kind)
 
 
 def _number(value: Any) -> float | None:
@@ -284,77 +312,121 @@ def _in_range(value: int | None) -> int | None:
     return value
 
 
-def _distribution(point: Mapping[str, Any]) -> Distribution:
-    positive, negative = _mapping(point.get("positive")), _mapping(point.get("negative"))
+def _distribution(point: Mapping[str, Any], kind: Kind) -> Distribution:
+    """
+    What *kind* has. As in protobuf, a count that is not there is 0.
+
+    ``sum``, ``min`` and ``max`` of histograms are optional: not there is not known.
+    """
+    count, total = _count(point.get("count")) or 0, _number(point.get("sum"))
+    low, high = finite(_number(point.get("min"))), finite(_number(point.get("max")))
+    if kind == "summary":
+        quantiles = _quantiles(point.get("quantileValues"))
+        return Distribution(count=count, sum=total or 0.0, quantiles=quantiles)
+    if kind == "histogram":
+        return Distribution(
+            count=count,
+            sum=total,
+            min=low,
+            max=high,
+            bucket_counts=_counts(point.get("bucketCounts")),
+            explicit_bounds=_numbers(point.get("explicitBounds")),
+        )
+    positive, negative = _buckets(point, "positive"), _buckets(point, "negative")
     return Distribution(
-        count=_count(point.get("count")),
-        sum=_number(point.get("sum")),
-        min=_number(point.get("min")),
-        max=_number(point.get("max")),
-        bucket_counts=_counts(point.get("bucketCounts")),
-        explicit_bounds=_numbers(point.get("explicitBounds")),
-        scale=_signed(point.get("scale")),
-        zero_count=_count(point.get("zeroCount")),
-        zero_threshold=_number(point.get("zeroThreshold")),
-        positive_offset=_signed(positive.get("offset")),
+        count=count,
+        sum=total,
+        min=low,
+        max=high,
+        scale=_signed(point.get("scale")) or 0,
+        zero_count=_count(point.get("zeroCount")) or 0,
+        zero_threshold=_number(point.get("zeroThreshold")) or 0.0,
+        positive_offset=_signed(positive.get("offset")) or 0,
         positive_bucket_counts=_counts(positive.get("bucketCounts")),
-        negative_offset=_signed(negative.get("offset")),
+        negative_offset=_signed(negative.get("offset")) or 0,
         negative_bucket_counts=_counts(negative.get("bucketCounts")),
-        quantiles=_quantiles(point.get("quantileValues")),
     )
 
 
-def _mapping(value: Any) -> Mapping[str, Any]:
-    return value if isinstance(value, Mapping) else {}
+def _buckets(point: Mapping[str, Any], key: str) -> Mapping[str, Any]:
+    found = point.get(key)
+    if found is not None and not isinstance(found, Mapping):
+        raise _BadPoint(BAD_NUMBER)
+    return found or {}
 
 
-def _count(value: Any) -> int | None:
-    count = _signed(value)
-    if count is not None and count < 0:
+def _count(value: Any, limit: int = 2**64) -> int | None:
+    count = _whole(value)
+    if count is not None and not 0 <= count < limit:
         raise _BadPoint(BAD_NUMBER)
     return count
 
 
 def _signed(value: Any) -> int | None:
+    number = _whole(value)
+    if number is not None and not -(2**31) <= number < 2**31:
+        raise _BadPoint(BAD_NUMBER)
+    return number
+
+
+def _whole(value: Any) -> int | None:
     number = _integer(value)
     if isinstance(number, float):
-        if not math.isfinite(number) or number != int(number):
+        if not number.is_integer():
             raise _BadPoint(BAD_NUMBER)
         return int(number)
     return number
 
 
 def _counts(values: Any) -> tuple[int, ...] | None:
-    if values is None:
-        return None
-    if not isinstance(values, list):
-        raise _BadPoint(BAD_NUMBER)
-    return tuple(_count(value) or 0 for value in values)
+    return tuple(_count(value) or 0 for value in _items(values)) or None
 
 
 def _numbers(values: Any) -> tuple[float, ...] | None:
-    if values is None:
-        return None
-    if not isinstance(values, list) or None in values:
-        raise _BadPoint(BAD_NUMBER)
-    return tuple(_number(value) or 0.0 for value in values)
+    return tuple(_number(value) or 0.0 for value in _items(values)) or None
 
 
 def _quantiles(values: Any) -> tuple[tuple[float, float], ...] | None:
-    if values is None:
-        return None
-    if not isinstance(values, list):
+    return tuple(
+        (_number(pair.get("quantile")) or 0.0, _number(pair.get("value")) or 0.0)
+        for pair in _items(values, Mapping)
+    ) or None  # fmt: skip
+
+
+def _items(values: Any, kind: type = object) -> list[Any]:
+    """The items of a repeated field, where null is not a value."""
+    items = [] if values is None else values
+    if not isinstance(items, list) or None in items or not all(isinstance(i, kind) for i in items):
         raise _BadPoint(BAD_NUMBER)
-    pairs = (_mapping(value) for value in values)
-    return tuple((_number(p.get("quantile")) or 0.0, _number(p.get("value")) or 0.0) for p in pairs)
+    return items
 
 
 def _extra(point: Mapping[str, Any]) -> Extra | None:
-    flags, exemplars = _flags(point), point.get("exemplars")
+    flags, exemplars = _flags(point), _list(point.get("exemplars"))
     if not flags and not exemplars:
         return None
-    return Extra(flags=flags, exemplars=json.dumps(exemplars) if exemplars else None)
+    plain = canonical_json([_exemplar(exemplar) for exemplar in exemplars]) if exemplars else None
+    return Extra(flags=flags, exemplars=plain)
+
+
+def _exemplar(exemplar: Any) -> Any:
+    """As it was sent, but attributes are a plain object and numbers and ids have one form."""
+    if not isinstance(exemplar, Mapping):
+        return exemplar
+    forms = {
+        "timeUnixNano": str,
+        "asInt": str,
+        "asDouble": lambda value: _or_as_sent(float, value),
+        "spanId": lambda value: str(value).lower(),
+        "traceId": lambda value: str(value).lower(),
+    }
+    plain = {
+        key: forms[key](value) if key in forms and isinstance(value, str | int | float) else value
+        for key, value in exemplar.items()
+        if value not in (None, "")
+    }
+    return plain | {"filteredAttributes": _pairs(_list(exemplar.get("filteredAttributes")))}
 
 
 def _flags(point: Mapping[str, Any]) -> int:
-    return _count(point.get("flags")) or 0
+    return _count(point.get("flags"), 2**32) or 0

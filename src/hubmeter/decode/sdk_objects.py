@@ -8,10 +8,7 @@ comprehensions over its points.
 
 from __future__ import annotations
 
-import json
-import math
 from collections import Counter
-from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from operator import is_
 from typing import Any
@@ -36,6 +33,9 @@ from ..batch import (
     Temporality,
     Value,
     attributes_json,
+    canonical_json,
+    finite,
+    writable,
 )
 from .layouts import LayoutCache
 
@@ -129,9 +129,9 @@ class SdkDecoder:
             for _ in range(count):
                 one = Series(
                     resource=resources[id(resource)],
-                    scope_name=str(getattr(scope, "name", "") or ""),
-                    metric_name=str(name),
-                    unit=str(unit or ""),
+                    scope_name=writable(str(getattr(scope, "name", "") or "")),
+                    metric_name=writable(str(name)),
+                    unit=writable(str(unit or "")),
                     kind=_KINDS[data],
                     temporality=_TEMPORALITIES.get(temporality),
                     is_monotonic=is_monotonic if data is Sum else None,
@@ -205,26 +205,29 @@ def _value(point: Any) -> Value:
 
 
 def _distribution(point: Any) -> Distribution:
-    exponential = hasattr(point, "scale")
+    common = {
+        "count": point.count,
+        "sum": None if point.sum is None else float(point.sum),
+        "min": finite(point.min),
+        "max": finite(point.max),
+    }
+    if not hasattr(point, "scale"):
+        return Distribution(
+            **common,
+            bucket_counts=tuple(point.bucket_counts) or None,
+            explicit_bounds=tuple(map(float, point.explicit_bounds)) or None,
+        )
+    positive, negative = point.positive, point.negative
     return Distribution(
-        count=point.count,
-        sum=_finite(point.sum),
-        min=_finite(point.min),
-        max=_finite(point.max),
-        bucket_counts=None if exponential else tuple(point.bucket_counts),
-        explicit_bounds=None if exponential else tuple(point.explicit_bounds),
-        scale=point.scale if exponential else None,
-        zero_count=point.zero_count if exponential else None,
-        positive_offset=point.positive.offset if exponential else None,
-        positive_bucket_counts=tuple(point.positive.bucket_counts) if exponential else None,
-        negative_offset=point.negative.offset if exponential else None,
-        negative_bucket_counts=tuple(point.negative.bucket_counts) if exponential else None,
+        **common,
+        scale=point.scale,
+        zero_count=point.zero_count,
+        zero_threshold=getattr(point, "zero_threshold", 0.0),
+        positive_offset=positive.offset,
+        positive_bucket_counts=tuple(positive.bucket_counts) or None,
+        negative_offset=negative.offset,
+        negative_bucket_counts=tuple(negative.bucket_counts) or None,
     )
-
-
-def _finite(value: Any) -> float | None:
-    """The SDK says infinity where no minimum or maximum was recorded."""
-    return float(value) if value is not None and math.isfinite(value) else None
 
 
 def _extra(point: Any) -> Extra | None:
@@ -232,19 +235,19 @@ def _extra(point: Any) -> Extra | None:
     exemplars = getattr(point, "exemplars", None)
     if not flags and not exemplars:
         return None
-    return Extra(flags=flags, exemplars=_exemplars(exemplars) if exemplars else None)
+    plain = canonical_json([_exemplar(exemplar) for exemplar in exemplars]) if exemplars else None
+    return Extra(flags=flags, exemplars=plain)
 
 
-def _exemplars(exemplars: Sequence[Any] | Iterable[Any]) -> str:
-    """OTLP/JSON: identifiers are hexadecimal, 64-bit integers are strings."""
-    return json.dumps([
-        {
-            "filteredAttributes": json.loads(attributes_json(exemplar.filtered_attributes)),
-            "timeUnixNano": str(exemplar.time_unix_nano),
-            **({"asInt": str(exemplar.value)} if isinstance(exemplar.value, int)
-               else {"asDouble": exemplar.value}),
-            **({"spanId": f"{exemplar.span_id:016x}"} if exemplar.span_id else {}),
-            **({"traceId": f"{exemplar.trace_id:032x}"} if exemplar.trace_id else {}),
-        }
-        for exemplar in exemplars
-    ])  # fmt: skip
+def _exemplar(exemplar: Any) -> dict[str, Any]:
+    """As OTLP/JSON has it: identifiers are hexadecimal, 64-bit integers are strings."""
+    value = exemplar.value
+    plain = {
+        "filteredAttributes": exemplar.filtered_attributes or {},
+        "timeUnixNano": str(exemplar.time_unix_nano),
+        **({"asInt": str(value)} if isinstance(value, int) else {"asDouble": value}),
+    }
+    if exemplar.span_id and exemplar.trace_id:
+        plain["spanId"] = f"{exemplar.span_id:016x}"
+        plain["traceId"] = f"{exemplar.trace_id:032x}"
+    return plain

@@ -7,6 +7,8 @@ from __future__ import annotations
 import hashlib
 import os
 import uuid
+from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 
 from ..card import card_text
@@ -15,6 +17,7 @@ from ..schema import CONFIGS
 from ..shard import Shard
 
 CARD = "README.md"
+KEEP = "surrogateescape"
 
 
 class ParquetDir:
@@ -36,17 +39,22 @@ class ParquetDir:
         Write all files of *shard*, then the card if it must change.
 
         Raises:
-            PublishError: The folder cannot be written; none of the files is half there.
+            PublishError: The folder cannot be written, and has none of the files; or
+                only the card could not be written.
         """
         try:
-            for path, content in shard.files.items():
-                _write_atomically(self._folder / path, content)
+            _write_atomically({self._folder / p: content for p, content in shard.files.items()})
+        except OSError as error:
+            raise PublishError(
+                f"{shard.rows} rows not written to {self._folder}: {_reason(error)}. They stay in "
+                "memory (exporter.table()); set HUBMETER_TO to a folder with room and write access"
+            ) from error
+        try:
             self._write_card()
         except OSError as error:
-            reason = error.strerror or error
             raise PublishError(
-                f"{shard.rows} rows not written to {self._folder}: {reason}. They stay in memory "
-                "(exporter.table()); set HUBMETER_TO to a folder with room and write access"
+                f"{shard.rows} rows are in {self._folder}, but {CARD}, which tells readers about "
+                f"them, could not be written: {_reason(error)}. The next run tries again"
             ) from error
 
     def _write_card(self) -> None:
@@ -54,9 +62,10 @@ class ParquetDir:
         path = self._folder / CARD
         described: list[Path] | None = None
         while (files := self._files()) != described:
-            existing = path.read_text(encoding="utf-8") if path.exists() else ""
+            # Somebody may have written it: whatever it is, its bytes survive.
+            existing = path.read_bytes().decode("utf-8", KEEP) if path.exists() else ""
             configs = [c for c in CONFIGS if any(f.parts[1] == c for f in files)]
-            names = "\n".join(map(str, files)).encode()
+            names = b"\n".join(map(os.fsencode, files))
             text = card_text(
                 self._folder.name,
                 configs=configs,
@@ -64,7 +73,7 @@ class ParquetDir:
                 existing=existing,
             )
             if text != existing:
-                _write_atomically(path, text.encode())
+                _write_atomically({path: text.encode("utf-8", KEEP)})
             described = files
 
     def _files(self) -> list[Path]:
@@ -72,16 +81,30 @@ class ParquetDir:
         return sorted(found)
 
 
-def _write_atomically(path: Path, content: bytes) -> None:
-    """A reader sees the old file or the new one, also after a crash in between."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
+def _write_atomically(files: Mapping[Path, bytes]) -> None:
+    """All of *files* or none; a reader sees the old file or the new one, also after a crash."""
+    staged: dict[Path, Path] = {}
     try:
-        with temporary.open("xb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
+        for path, content in files.items():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            staged[path] = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
+            with staged[path].open("xb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+        for path, temporary in staged.items():
+            temporary.replace(path)
     except BaseException:
-        temporary.unlink(missing_ok=True)
+        for temporary in staged.values():
+            _remove(temporary)
         raise
+
+
+def _remove(path: Path) -> None:
+    # What could not be created often cannot be looked at either: the first error counts.
+    with suppress(OSError):
+        path.unlink()
+
+
+def _reason(error: OSError) -> str:
+    return error.strerror or str(error)

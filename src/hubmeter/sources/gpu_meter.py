@@ -11,12 +11,13 @@ import atexit
 import logging
 import math
 import os
+import time
 import weakref
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, TypeAlias
+from typing import Any
 
 from opentelemetry import metrics
 from opentelemetry.environment_variables import OTEL_METRICS_EXPORTER
@@ -30,9 +31,15 @@ from hubmeter.errors import NvmlError, SettingsError
 from hubmeter.gpu_selection import select_gpus
 from hubmeter.nvml import GpuDevice, load_pynvml, open_nvml
 from hubmeter.settings import Settings, load_settings
-from hubmeter.version import version
 from hubmeter.sources.gpu_windows import GpuState
-from hubmeter.sources.nvml_sampler import GpuSampler, acquire_shared, release_shared
+from hubmeter.sources.nvml_sampler import (
+    SAMPLE_WAIT_S,
+    STOP_WAIT_S,
+    GpuSampler,
+    acquire_shared,
+    release_shared,
+)
+from hubmeter.version import version
 
 log = logging.getLogger(__name__)
 
@@ -95,8 +102,6 @@ Counter in J. Its attribute ``energy_source`` says how it was measured (counter 
 integrated); a GPU has one series per source, and their sum is its energy.
 """
 
-Callback: TypeAlias = Callable[[CallbackOptions], Iterable[Observation]]
-
 
 class GpuMetrics(AbstractContextManager["GpuMetrics"]):
     """
@@ -108,10 +113,12 @@ class GpuMetrics(AbstractContextManager["GpuMetrics"]):
     Args:
         sampler: What the instruments look at.
         factors: What energy costs.
-        close: Called once by :meth:`stop`.
+        close: Called once by :meth:`stop`, with the seconds it may take.
     """
 
-    def __init__(self, sampler: GpuSampler, factors: Factors, close: Callable[[], object]) -> None:
+    def __init__(
+        self, sampler: GpuSampler, factors: Factors, close: Callable[[float], object]
+    ) -> None:
         self._sampler = sampler
         self._factors = factors
         self._close = close
@@ -123,35 +130,35 @@ class GpuMetrics(AbstractContextManager["GpuMetrics"]):
     def __exit__(self, *exc_info: object) -> None:
         self.stop()
 
-    def stop(self) -> None:
+    def stop(self, timeout_s: float = STOP_WAIT_S) -> None:
         """
         Take a last sample and stop sampling. May be called again.
 
         Call it before ``provider.shutdown()``, so that the last collection has the
         energy up to now; at interpreter exit this happens by itself.
+
+        Args:
+            timeout_s: How long a driver that hangs may hold up the program.
         """
         if not self._is_stopped:
             self._is_stopped = True
             atexit.unregister(self.stop)
-            self._close()
+            self._close(timeout_s)
 
-    def refresh(self) -> None:
+    def refresh(self, timeout_s: float = SAMPLE_WAIT_S) -> None:
         """Take a sample now, before a collection that should be up to date."""
         if not self._is_stopped:
-            self._sampler.sample_now()
+            self._sampler.sample_now(timeout_s)
 
     def register(self, meter: Meter) -> None:
         """Create the instruments. Callbacks run in this order in each collection."""
-        create_counter, create_gauge = (
-            meter.create_observable_counter,
-            meter.create_observable_gauge,
-        )
-        create_counter(ENERGY, [self._observe_energy], "J", "Energy since the start")
+        meter.create_observable_counter(ENERGY, [self._observe_energy], "J")
         for counter in COUNTERS:
-            factor = counter.per_joule(self._factors)
-            create_counter(counter.name, [partial(self._observe_cost, factor)], counter.unit)
+            observe = partial(self._observe_cost, counter.per_joule(self._factors))
+            meter.create_observable_counter(counter.name, [observe], counter.unit)
         for gauge in (*GAUGES, *_throttle_gauges()):
-            create_gauge(gauge.name, [partial(self._observe, gauge.read)], gauge.unit)
+            observe = partial(self._observe, gauge.read)
+            meter.create_observable_gauge(gauge.name, [observe], gauge.unit)
 
     def _observe_energy(self, options: CallbackOptions) -> Iterator[Observation]:
         # The first callback of a collection chooses the snapshot for all of them, so that
@@ -228,21 +235,23 @@ def instrument_gpus(
             it starts and stops it.
 
     Returns:
-        A handle; ``stop()`` it before the provider is shut down.
+        A handle; ``stop()`` it before the provider is shut down. It does not start again.
     """
     if provider in _instrumented:
         return _instrumented[provider]
-    settings = settings or load_settings()
+    meter = provider.get_meter(SCOPE, version())
+    settings = settings or _settings_of_the_environment()
     if sampler is not None:
-        close: Callable[[], object] = sampler.sample_now
-    elif settings.disabled or settings.gpus == "none" or not _has_binding():
-        sampler, close = GpuSampler(open_nvml), bool
+        close: Callable[[float], object] = sampler.sample_now
+    elif settings.disabled or settings.gpus.lower() == "none" or not _has_binding():
+        sampler = GpuSampler(open_nvml)  # never started, so it never has anything to show
+        close = sampler.stop
     else:
         span_s = _export_interval_s(provider)
         sampler = acquire_shared(partial(_sampler, settings, span_s))
         close = partial(release_shared, sampler)
     handle = GpuMetrics(sampler, _factors(settings), close)
-    handle.register(provider.get_meter(SCOPE, version()))
+    handle.register(meter)
     _instrumented[provider] = handle
     return handle
 
@@ -265,7 +274,7 @@ def gpu_meter_provider(
         sampler: See :func:`instrument_gpus`.
         settings: Other settings by field name, such as ``gpus="0,2"``.
     """
-    # The only place where one source needs another one.
+    # Another source, because this is both in one call; imported only when it is made.
     from hubmeter.sources.sdk_exporter import HubMetricExporter
 
     reader = PeriodicExportingMetricReader(
@@ -299,12 +308,14 @@ class _GpuMeterProvider(MeterProvider):
     gpus: GpuMetrics
 
     def force_flush(self, timeout_millis: float = 10_000) -> bool:
-        self.gpus.refresh()
-        return super().force_flush(timeout_millis)
+        deadline_s = time.monotonic() + timeout_millis / 1e3
+        self.gpus.refresh(min(SAMPLE_WAIT_S, timeout_millis / 2e3))
+        return super().force_flush((deadline_s - time.monotonic()) * 1e3)
 
     def shutdown(self, timeout_millis: float = 30_000) -> None:
-        self.gpus.stop()
-        super().shutdown(timeout_millis)
+        deadline_s = time.monotonic() + timeout_millis / 1e3
+        self.gpus.stop(min(STOP_WAIT_S, timeout_millis / 2e3))
+        super().shutdown((deadline_s - time.monotonic()) * 1e3)
 
 
 def _sampler(settings: Settings, span_s: float) -> GpuSampler:
@@ -322,6 +333,15 @@ def _select(settings: Settings, devices: Sequence[GpuDevice]) -> Sequence[GpuDev
     except SettingsError as error:
         log.warning("%s The visible ones are metered.", error)
         return select_gpus("visible", devices, settings.cuda_visible_devices)
+
+
+def _settings_of_the_environment() -> Settings:
+    from hubmeter.sources.sdk_exporter import was_created
+
+    settings = load_settings()
+    for problem in () if was_created() else settings.problems:  # an exporter has said it already
+        log.warning("hubmeter: %s", problem)
+    return settings
 
 
 def _factors(settings: Settings) -> Factors:
@@ -357,4 +377,5 @@ def _export_interval_s(provider: object) -> float:
 def _is_exporting() -> bool:
     from hubmeter.sources.sdk_exporter import was_created
 
-    return was_created() or "hubmeter" in os.environ.get(OTEL_METRICS_EXPORTER, "").split(",")
+    named = os.environ.get(OTEL_METRICS_EXPORTER, "").split(",")
+    return was_created() or "hubmeter" in map(str.strip, named)

@@ -46,7 +46,8 @@ class _Window:
     def __init__(self, first: Reading) -> None:
         self.weighted = [0.0] * len(FIELDS)
         self.seconds = [0.0] * len(FIELDS)
-        self.highest = list(map(_or_minus_infinity, _values_of(first)))
+        self.lowest = [math.inf if value is None else value for value in _values_of(first)]
+        self.highest = [-math.inf if value is None else value for value in _values_of(first)]
         self.throttle_reasons = first.throttle_reasons
 
     def extend(self, before: Reading, now: Reading, elapsed_s: float) -> None:
@@ -54,16 +55,13 @@ class _Window:
         for i, (left, right) in enumerate(zip(_values_of(before), _values_of(now), strict=True)):
             if right is None:
                 continue
+            self.lowest[i] = min(self.lowest[i], right)
             self.highest[i] = max(self.highest[i], right)
             if left is not None:
                 self.weighted[i] += (left + right) / 2 * elapsed_s
                 self.seconds[i] += elapsed_s
         if now.throttle_reasons is not None:
             self.throttle_reasons = (self.throttle_reasons or 0) | now.throttle_reasons
-
-
-def _or_minus_infinity(value: float | None) -> float:
-    return -math.inf if value is None else value
 
 
 class GpuTrack:
@@ -128,12 +126,14 @@ class GpuTrack:
     def _summarise(self, windows: Sequence[_Window]) -> None:
         weighted = map(sum, zip(*(window.weighted for window in windows), strict=True))
         seconds = map(sum, zip(*(window.seconds for window in windows), strict=True))
+        lowest = map(min, zip(*(window.lowest for window in windows), strict=True))
         highest = map(max, zip(*(window.highest for window in windows), strict=True))
         tops = [None if value == -math.inf else value for value in highest]
-        # A value that was seen only once has no duration; it is its own mean.
+        # A value that was seen only once has no duration; it is its own mean. Rounding
+        # must not take a mean out of its range: 100.00000000000001 % is no utilisation.
         means = [
-            total / duration if duration else top
-            for total, duration, top in zip(weighted, seconds, tops, strict=True)
+            min(max(total / duration, low), top) if duration and top is not None else top
+            for total, duration, low, top in zip(weighted, seconds, lowest, tops, strict=True)
         ]
         self._mean = _reading(means, None)
         self._highest = _reading(tops, _any_reason(windows))

@@ -29,11 +29,15 @@ from hubmeter.sources.gpu_windows import GpuState, GpuTrack
 log = logging.getLogger(__name__)
 
 SHORTEST_WINDOW_S = 1.0
-MOST_WINDOWS = 60
+MOST_WINDOWS = 30
 """Longer spans get longer windows, so that closing one stays cheap."""
 
 START_WAIT_S = 1.0
 """How long a program waits for the first reading; a slow driver goes on alone."""
+
+SAMPLE_WAIT_S = 0.5
+STOP_WAIT_S = 2.0
+"""How long a program waits for a sample, and for the last one."""
 
 STALE_AFTER_S = 5.0
 """A snapshot that is older, and older than three intervals, is no news of the GPUs."""
@@ -122,12 +126,18 @@ class GpuSampler(AbstractContextManager["GpuSampler"]):
         """Start the thread, and wait a moment for its first sample. Never raises."""
         if self._thread is not None or self._is_stopping:
             return
-        is_ready = self._ask_for_sample()
-        self._thread = threading.Thread(target=self._run, name="hubmeter-gpu-sampler", daemon=True)
-        self._thread.start()
+        is_ready = threading.Event()
+        self._waiting.append(is_ready)
+        thread = threading.Thread(target=self._run, name="hubmeter-gpu-sampler", daemon=True)
+        try:
+            thread.start()
+        except RuntimeError as error:  # too many threads, or the interpreter is ending
+            log.warning("no GPU metrics: %s", error)
+            return
+        self._thread = thread
         is_ready.wait(START_WAIT_S)
 
-    def sample_now(self, timeout_s: float = 0.5) -> bool:
+    def sample_now(self, timeout_s: float = SAMPLE_WAIT_S) -> bool:
         """Take a sample out of turn. Says whether it was there in time."""
         thread = self._thread
         if thread is None:
@@ -135,7 +145,7 @@ class GpuSampler(AbstractContextManager["GpuSampler"]):
             return True
         return thread.is_alive() and self._ask_for_sample().wait(timeout_s)
 
-    def stop(self, timeout_s: float = 2.0) -> bool:
+    def stop(self, timeout_s: float = STOP_WAIT_S) -> bool:
         """
         Take a last sample, close the windows and the source. May be called again.
 
@@ -286,7 +296,7 @@ def acquire_shared(make: Callable[[], GpuSampler]) -> GpuSampler:
     return sampler
 
 
-def release_shared(sampler: GpuSampler) -> None:
+def release_shared(sampler: GpuSampler, timeout_s: float = STOP_WAIT_S) -> None:
     """Give *sampler* back; the last one stops it, everyone gets a last sample."""
     with _shared.lock:
         if sampler is not _shared.sampler:
@@ -296,9 +306,9 @@ def release_shared(sampler: GpuSampler) -> None:
         if is_last:
             _shared.sampler = None
     if is_last:
-        sampler.stop()
+        sampler.stop(timeout_s)
     else:
-        sampler.sample_now()
+        sampler.sample_now(timeout_s)
 
 
 def _after_fork_in_child() -> None:

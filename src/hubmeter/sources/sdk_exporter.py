@@ -6,18 +6,24 @@ from __future__ import annotations
 
 import atexit
 import logging
+import math
 import os
 import threading
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from opentelemetry.sdk.metrics.export import (
+    AggregationTemporality,
+    InMemoryMetricReader,
     MetricExporter,
     MetricExportResult,
     MetricsData,
     PeriodicExportingMetricReader,
 )
+from opentelemetry.sdk.metrics.view import Aggregation
 
 from ..decode.sdk_objects import SdkDecoder
+from ..errors import PublishError
 from ..pipeline import Deadline, Pipeline
 from ..settings import load_settings
 
@@ -26,6 +32,10 @@ if TYPE_CHECKING:
     from opentelemetry.metrics import MeterProvider
 
 log = logging.getLogger(__name__)
+
+DEFAULT_BUDGET_MS = 30_000
+DEFAULT_INTERVAL_MS = 60_000
+"""Both as in the SDK."""
 
 _created = False
 
@@ -60,8 +70,12 @@ class HubMetricExporter(MetricExporter):
         **settings: Any,
     ) -> None:
         super().__init__(
-            preferred_temporality=preferred_temporality,
-            preferred_aggregation=preferred_aggregation,
+            preferred_temporality=_accepted(
+                AggregationTemporality, preferred_temporality=preferred_temporality
+            ),
+            preferred_aggregation=_accepted(
+                Aggregation, preferred_aggregation=preferred_aggregation
+            ),
         )
         self._owner_pid = os.getpid()
         self._decoder = SdkDecoder()
@@ -69,11 +83,17 @@ class HubMetricExporter(MetricExporter):
         self._pipeline: Pipeline | None = None
         self._closed = False
         self._complained = False
+        self._has_received = False
+        _prepare_process()
         try:
             self._pipeline = pipeline or _open_pipeline(to, settings)
         except Exception:
             # A raising exporter switches off all of OpenTelemetry, traces included.
             log.exception("hubmeter is off: it could not start")
+        if self._pipeline is not None:
+            # Runs after the hook of a provider that is made later, so only what nobody
+            # shuts down is left: readers that were added late (opentelemetry-python #4818).
+            atexit.register(self._publish_at_exit)
 
     def export(
         self, metrics_data: MetricsData, timeout_millis: float = 10_000, **kwargs: Any
@@ -85,25 +105,32 @@ class HubMetricExporter(MetricExporter):
         try:
             with self._decoding:
                 batch = self._decoder.decode(metrics_data)
+            self._has_received = True
             self._pipeline.consume(batch)
+        except PublishError as error:
+            self._complain(f"hubmeter: after shutdown: {error}", with_traceback=False)
+            return MetricExportResult.FAILURE
         except Exception:
             self._complain("hubmeter: a collection is lost, the program goes on")
             return MetricExportResult.FAILURE
         return MetricExportResult.SUCCESS
 
-    def force_flush(self, timeout_millis: float = 10_000) -> bool:
+    def force_flush(self, timeout_millis: float = 10_000, **kwargs: Any) -> bool:
         if self._pipeline is None or self._in_forked_child():
             return True
-        return self._pipeline.flush(Deadline.after(timeout_millis / 1e3))
+        try:
+            return self._pipeline.flush(_deadline(timeout_millis, kwargs))
+        except Exception:
+            self._complain("hubmeter: not flushed, the program goes on")
+            return False
 
     def shutdown(self, timeout_millis: float = 30_000, **kwargs: Any) -> None:
         if self._closed or self._pipeline is None or self._in_forked_child():
             return
         self._closed = True
+        atexit.unregister(self._publish_at_exit)
         try:
-            # PeriodicExportingMetricReader says `timeout`, in milliseconds, perhaps negative.
-            granted_ms = min(timeout_millis, kwargs.get("timeout", timeout_millis))
-            self._pipeline.close(Deadline.after(granted_ms / 1e3))
+            self._pipeline.close(_deadline(timeout_millis, kwargs))
         except Exception as error:
             log.error("hubmeter: %s", error, exc_info=not isinstance(error, OSError))  # noqa: TRY400
 
@@ -120,31 +147,56 @@ class HubMetricExporter(MetricExporter):
             return arrow_schema(config).empty_table()
         return self._pipeline.table(config)
 
+    def _publish_at_exit(self) -> None:
+        if self._has_received:
+            self.shutdown()
+
     def _in_forked_child(self) -> bool:
         # The SDK restarts its reader in every fork, so without this a DataLoader
         # worker would publish its parent's metrics a second time.
         return os.getpid() != self._owner_pid
 
-    def _complain(self, message: str) -> None:
-        """The first failure with its traceback, the others as one line for debugging."""
-        if self._complained:
-            log.debug(message, exc_info=True)
-        else:
-            self._complained = True
-            log.exception(message)
+    def _complain(self, message: str, *, with_traceback: bool = True) -> None:
+        """Of failures that repeat, the first is an error and the others are for debugging."""
+        level = logging.DEBUG if self._complained else logging.ERROR
+        self._complained = True
+        log.log(level, "%s", message, exc_info=with_traceback)
 
 
 def _open_pipeline(to: str | None, settings: dict[str, Any]) -> Pipeline | None:
+    loaded = load_settings(to=to, **settings)
+    for problem in loaded.problems:
+        log.warning("hubmeter: %s", problem)
+    return None if loaded.disabled else Pipeline(loaded)
+
+
+def _prepare_process() -> None:
     # Without it pyarrow cannot be imported while the interpreter shuts down
     # ("can't register atexit after shutdown"), which is when we need it.
     import concurrent.futures.thread  # noqa: F401
 
     global _created  # noqa: PLW0603
     _created = True
-    loaded = load_settings(to=to, **settings)
-    for problem in loaded.problems:
-        log.warning("hubmeter: %s", problem)
-    return None if loaded.disabled else Pipeline(loaded)
+
+
+def _accepted(kind: type, **preference: Any) -> Any:
+    """A preference for readers, or None if it is one at which the SDK would raise later."""
+    [(name, value)] = preference.items()
+    try:
+        InMemoryMetricReader(**preference)
+        if not all(isinstance(one, kind) for one in (value or {}).values()):
+            raise TypeError(f"expected {kind.__name__}")
+    except Exception as error:
+        log.warning("hubmeter: %s=%r is ignored: %s", name, value, error)
+        return None
+    return value
+
+
+def _deadline(timeout_millis: Any, others: Mapping[str, Any]) -> Deadline:
+    """The shorter budget: PeriodicExportingMetricReader says `timeout`, perhaps negative."""
+    granted = (timeout_millis, others.get("timeout"))
+    budgets_ms = [ms for ms in granted if isinstance(ms, int | float) and not math.isnan(ms)]
+    return Deadline.after(min(budgets_ms, default=DEFAULT_BUDGET_MS) / 1e3)
 
 
 class _Reader(PeriodicExportingMetricReader):
@@ -153,9 +205,11 @@ class _Reader(PeriodicExportingMetricReader):
     def shutdown(self, timeout_millis: float = 30_000, **kwargs: Any) -> None:
         if self._shutdown:
             return
-        if self._daemon_thread is None:
-            self.collect(timeout_millis=timeout_millis)
-        super().shutdown(timeout_millis=timeout_millis, **kwargs)
+        try:
+            if self._daemon_thread is None:
+                self.collect(timeout_millis=timeout_millis)
+        finally:
+            super().shutdown(timeout_millis=timeout_millis, **kwargs)
 
 
 class Attachment:
@@ -179,8 +233,10 @@ class Attachment:
             return
         atexit.unregister(self.detach)
         try:
-            reader.shutdown()
-            self._provider.remove_metric_reader(reader)
+            try:
+                reader.shutdown()
+            finally:
+                self._provider.remove_metric_reader(reader)
         except Exception:
             log.exception("hubmeter: not detached cleanly")
 
@@ -209,17 +265,36 @@ def attach(
         A handle; ``handle.detach()`` publishes before the process ends.
     """
     exporter = HubMetricExporter(to, **settings)
+    attachment = Attachment(provider, exporter, _added(provider, exporter, export_interval_s))
+    # Hooks run last in, first out: this one before the provider's own.
+    atexit.register(attachment.detach)
+    return attachment
+
+
+def _added(
+    provider: Any, exporter: HubMetricExporter, export_interval_s: float | None
+) -> _Reader | None:
+    """A new reader of *provider*, or None: who attaches must not see an exception."""
     if not hasattr(provider, "add_metric_reader"):
         log.error(
             "hubmeter is not attached: %s takes no readers; needs an SDK MeterProvider of "
             "opentelemetry-sdk 1.43 or newer, or pass HubMetricExporter to it when it is made",
             type(provider).__name__,
         )
-        return Attachment(provider, exporter, None)
-    interval_ms = None if export_interval_s is None else export_interval_s * 1e3
-    reader = _Reader(exporter, export_interval_millis=interval_ms)
-    provider.add_metric_reader(reader)
-    attachment = Attachment(provider, exporter, reader)
-    # Hooks run last in, first out: this one before the provider's own.
-    atexit.register(attachment.detach)
-    return attachment
+        return None
+    try:
+        reader = _reader(exporter, export_interval_s)
+        provider.add_metric_reader(reader)
+    except Exception:
+        log.exception("hubmeter is not attached")
+        return None
+    return reader
+
+
+def _reader(exporter: HubMetricExporter, export_interval_s: float | None) -> _Reader:
+    try:
+        interval_ms = None if export_interval_s is None else float(export_interval_s) * 1e3
+        return _Reader(exporter, export_interval_millis=interval_ms)
+    except (TypeError, ValueError):
+        log.warning("hubmeter: wrong export interval, using %d s", DEFAULT_INTERVAL_MS / 1e3)
+        return _Reader(exporter, export_interval_millis=DEFAULT_INTERVAL_MS)

@@ -1,0 +1,54 @@
+# Everything here needs Python and make only, and installs the rest into .venv.
+# The stand-in NVML driver of the tests also needs a C compiler: without one they say what they skip.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
+
+.PHONY: help demo test check fmt lint types imports bench clean
+
+help: ## Show what there is
+	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+demo: $(VENV)/.installed ## Record a small workload on this machine's GPUs, or on simulated ones
+	@$(BIN)/hubmeter demo
+
+test: $(VENV)/.developing ## Run the tests
+	@$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+check: fmt lint types imports test ## All that must pass before a commit
+
+fmt: $(VENV)/.developing ## Format check
+	@$(BIN)/ruff format --check src tests bench
+
+lint: $(VENV)/.developing ## Lint
+	@$(BIN)/ruff check src tests bench
+
+types: $(VENV)/.developing ## Type check, strict
+	@$(BIN)/mypy
+
+imports: $(VENV)/.developing ## Check the direction of imports
+	@$(BIN)/lint-imports
+
+bench: $(VENV)/.developing ## Measure speed, memory and size beside the peers (minutes)
+	@$(BIN)/python bench/run.py
+
+clean: ## Remove the environment and caches
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+
+$(VENV)/.created:
+	@echo "creating $(VENV)" >&2
+	@$(PYTHON) -m venv $(VENV)
+	@$(PIP) install --upgrade pip
+	@touch $@
+
+$(VENV)/.installed: $(VENV)/.created pyproject.toml
+	@echo "installing hubmeter (about half a minute the first time)" >&2
+	@$(PIP) install --editable .
+	@touch $@
+
+$(VENV)/.developing: $(VENV)/.installed pyproject.toml
+	@echo "installing what the tests need (about a minute the first time)" >&2
+	@$(PIP) install --group dev
+	@touch $@

@@ -1,0 +1,283 @@
+"""
+The command line: parse, call, print. The result goes to stdout, all else to stderr.
+
+Exit codes: 0 done, 1 an error (one line says which), 2 wrong usage, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from functools import wraps
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any
+
+import click
+
+from .errors import HubmeterError
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+    from .doctor import Finding
+
+EPILOG = """\b
+Examples:
+  hubmeter demo
+  hubmeter flatten metrics.json -o rows.parquet
+  hubmeter summary ./hubmeter-data --format json | jq .totals
+  OTEL_METRICS_EXPORTER=hubmeter opentelemetry-instrument python agent.py
+"""
+
+EXIT_INTERRUPTED = 128 + 2
+
+MARKS = {"ok": "ok", "warning": "!", "error": "x"}
+
+
+class _Failure(click.ClickException):
+    """One clear line on stderr, exit code 1."""
+
+    def show(self, file: IO[Any] | None = None) -> None:
+        click.echo(f"hubmeter: {self.message}", file=sys.stderr)
+
+
+def _reporting_errors(command: Callable[..., None]) -> Callable[..., None]:
+    @wraps(command)
+    def reporting(*args: Any, **kwargs: Any) -> None:
+        try:
+            command(*args, **kwargs)
+        except BrokenPipeError:
+            raise
+        except KeyboardInterrupt:
+            _say("interrupted")
+            sys.exit(EXIT_INTERRUPTED)
+        except (HubmeterError, OSError) as error:
+            raise _Failure(_one_line(error)) from error
+
+    return reporting
+
+
+def _one_line(error: Exception) -> str:
+    if isinstance(error, OSError) and error.strerror and error.filename:
+        return f"{error.filename}: {error.strerror}"
+    return " ".join(str(error).split())
+
+
+_format_option = click.option(
+    "--format", "form", type=click.Choice(["human", "json"]), default="human", show_default=True
+)
+
+
+@click.group(
+    epilog=EPILOG,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+)
+@click.version_option(package_name="hubmeter")
+def main() -> None:
+    """What your agent's GPUs did, as a flat dataset: one row per instant and GPU."""
+
+
+@main.command()
+@click.option(
+    "--to",
+    "-o",
+    default="./hubmeter-data",
+    show_default=True,
+    metavar="FOLDER",
+    help="Where the dataset goes.",
+)
+@click.option(
+    "--seconds",
+    default=12.0,
+    show_default=True,
+    type=click.FloatRange(1, 3600),
+    help="Length of the workload.",
+)
+@click.option(
+    "--gpus",
+    default=2,
+    show_default=True,
+    type=click.IntRange(1, 16),
+    help="GPUs to simulate where there is none.",
+)
+@_reporting_errors
+def demo(to: str, seconds: float, gpus: int) -> None:
+    """
+    Record a small workload and show what it did to the GPUs.
+
+    A live OpenTelemetry meter provider samples the GPUs of this machine while four
+    tasks run. Without a GPU it samples simulated ones, which say so in every row.
+    """
+    from .demo import run_demo
+    from .views.summary import summarize
+    from .views.summary_text import gpu_text
+
+    before = set(Path(to).glob("data/*/*/*.parquet"))
+    try:
+        result = run_demo(to, seconds=seconds, gpus=gpus, say=_say)
+    except KeyboardInterrupt:
+        _say(f"what was recorded until now is in {to}: hubmeter summary {to}")
+        raise
+    click.echo(gpu_text(summarize(result.rows)))
+    if set(Path(to).glob("data/*/*/*.parquet")) == before:
+        raise _Failure(f"the dataset was not written to {to}: see the message above")
+    shown = json.dumps(to)
+    _say("")
+    _say(f"the dataset is in {to}: {result.rows.num_rows} rows. What next:")
+    _say(f"  hubmeter summary {to} --format json")
+    _say(f"  python -c 'from datasets import load_dataset; print(load_dataset({shown}))'")
+    _say("  OTEL_METRICS_EXPORTER=hubmeter opentelemetry-instrument python your_agent.py")
+
+
+@main.command()
+@click.argument("src")
+@click.option(
+    "-o",
+    "--output",
+    default="-",
+    metavar="FILE",
+    help="FILE.parquet, .csv or .jsonl; - is JSON lines to stdout (default).",
+)
+@click.option(
+    "--config",
+    type=click.Choice(["default", "points"]),
+    default="default",
+    show_default=True,
+    help="Rows, or the points that have no column.",
+)
+@click.option(
+    "--fill",
+    "missing",
+    type=click.Choice(["null", "zero"]),
+    help="What stands for a value that was not measured.  [default: null]",
+)
+@click.option("--run-id", metavar="ID", help="For data that names no run.")
+@_reporting_errors
+def flatten(src: str, output: str, config: str, missing: str | None, run_id: str | None) -> None:
+    """
+    Flatten OTLP/JSON into one row per instant and GPU.
+
+    SRC is a file with one JSON document or one request per line, as smoltrace and the
+    Collector's file exporter write it; - reads stdin. What could not be used is counted
+    on stderr.
+    """
+    from .convert import read_points
+    from .flattening import flatten_points
+    from .pipeline import options_of
+    from .settings import load_settings, new_run_id
+    from .table_files import writer_for
+    from .tables import default_table, points_table
+
+    if output != "-":
+        writer_for(Path(output))
+    settings = load_settings(missing=missing, run_id=run_id)
+    for problem in settings.problems:
+        _say(f"warning: {problem}")
+    options = options_of(settings, new_run_id(settings))
+    points = read_points(_input(src))
+    rows = flatten_points(points, options)
+    if config == "default":
+        _write(default_table(rows), output, config)
+    else:
+        _write(points_table(points, rows, options.run_id), output, config)
+    for reason, count in rows.skipped.items():
+        _say(f"skipped {count}: {reason}")
+    _say(f"{rows.times.size} rows, {rows.leftovers.size} other points (--config points)")
+
+
+@main.command()
+@click.argument("src")
+@click.option(
+    "--by",
+    type=click.Choice(["gpu", "run"]),
+    default="gpu",
+    show_default=True,
+    help="One line per GPU or per run.",
+)
+@_format_option
+@_reporting_errors
+def summary(src: str, by: str, form: str) -> None:
+    """
+    Show what a dataset says.
+
+    SRC is a dataset folder, one of its Parquet files, or anything that flatten reads.
+    """
+    from .views.summary import by_run, summarize
+    from .views.summary_text import gpu_text, run_text
+
+    found = summarize(_rows(src))
+    if form == "json":
+        data = found.as_json()
+        if by == "run":
+            from dataclasses import asdict
+
+            data["runs"] = [{"run_id": run, **asdict(total)} for run, total in by_run(found)]
+            del data["gpus"]
+        click.echo(json.dumps(data, indent=2, ensure_ascii=False))
+    else:
+        click.echo(run_text(found) if by == "run" else gpu_text(found))
+
+
+@main.command()
+@_format_option
+@_reporting_errors
+def doctor(form: str) -> None:
+    """
+    Check this machine: packages, GPUs, destination, clock, settings and their origin.
+
+    Exits with 1 if something is broken (x). A missing GPU is only a warning (!).
+    """
+    from .doctor import as_json, examine
+    from .settings import load_settings
+
+    findings = []
+    for finding in examine(load_settings()):
+        findings.append(finding)
+        if form == "human":
+            _print_finding(finding)
+    if form == "json":
+        click.echo(json.dumps(as_json(findings), indent=2, ensure_ascii=False))
+    if any(finding.state == "error" for finding in findings):
+        sys.exit(1)
+
+
+def _print_finding(finding: Finding) -> None:
+    click.echo(f"{MARKS[finding.state]:>2}  {finding.subject}: {finding.text}")
+    if finding.advice:
+        click.echo(f"      -> {finding.advice}")
+
+
+def _say(line: str) -> None:
+    click.echo(line, err=True)
+
+
+def _input(src: str) -> Any:
+    """Bytes of stdin, or the path."""
+    if src == "-":
+        return sys.stdin.buffer.read()
+    path = Path(src)
+    if path.suffix == ".parquet" or path.is_dir():
+        raise _Failure(f"{src} is flat already: hubmeter summary {src}")
+    return path
+
+
+def _rows(src: str) -> pa.Table:
+    """Rows of a dataset, or of whatever flattens into one."""
+    from .convert import flatten
+    from .dataset import open_dataset
+
+    path = Path(src)
+    if src != "-" and (path.is_dir() or path.suffix == ".parquet"):
+        return open_dataset(path)
+    return flatten(_input(src))
+
+
+def _write(table: pa.Table, output: str, config: str) -> None:
+    from .table_files import write_file, write_jsonl
+
+    if output == "-":
+        write_jsonl(table, sys.stdout.buffer)
+        sys.stdout.flush()
+    else:
+        write_file(table, Path(output), config)

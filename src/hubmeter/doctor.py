@@ -1,0 +1,149 @@
+"""
+Is everything in place on this machine? One finding per question, each with what to do.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, fields
+from datetime import datetime, timezone
+from importlib.metadata import PackageNotFoundError, entry_points, version
+from pathlib import Path
+from statistics import median
+from typing import Any, Literal, TypeAlias
+
+from .errors import NvmlError, SettingsError
+from .gpu_selection import select_gpus
+from .nvml import GpuDevice, Nvml, Reading, open_nvml
+from .settings import SETTINGS, Settings, fill_in
+
+State: TypeAlias = Literal["ok", "warning", "error"]
+
+PACKAGES = (
+    "hubmeter",
+    "opentelemetry-sdk",
+    "nvidia-ml-py",
+    "pyarrow",
+    "datasets",
+    "huggingface-hub",
+)
+ENOUGH_BYTES = 100 * 2**20
+READINGS_TIMED = 20
+SLOW_READING_S = 0.05
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """
+    Answer to one question.
+
+    Attributes:
+        advice: What to do, where the state is not ok.
+    """
+
+    subject: str
+    state: State
+    text: str
+    advice: str = ""
+
+
+def examine(settings: Settings) -> Iterator[Finding]:
+    """Look at this machine, one finding after the other."""
+    yield from _software()
+    yield from _gpus(settings)
+    yield _destination(settings)
+    yield _clock()
+    yield from _settings(settings)
+
+
+def as_json(findings: Sequence[Finding]) -> dict[str, Any]:
+    """Plain data with ``schema_version``, for machines."""
+    return {"schema_version": 1, "findings": [asdict(finding) for finding in findings]}
+
+
+def _software() -> Iterator[Finding]:
+    yield Finding("python", "ok", f"{platform.python_version()}, {platform.system()}")
+    yield from map(_package, PACKAGES)
+    if entry_points(group="opentelemetry_metrics_exporter", name="hubmeter"):
+        yield Finding("exporter", "ok", "OTEL_METRICS_EXPORTER=hubmeter will be found")
+    else:
+        advice = "install hubmeter with pip into this environment"
+        yield Finding("exporter", "error", "the entry point is not visible", advice)
+
+
+def _package(name: str) -> Finding:
+    try:
+        return Finding(name, "ok", version(name))
+    except PackageNotFoundError:
+        return Finding(name, "error", "not installed", f"pip install {name}")
+
+
+def _gpus(settings: Settings) -> Iterator[Finding]:
+    try:
+        nvml = open_nvml()
+    except NvmlError as error:
+        yield Finding("gpu", "warning", str(error), "runs are recorded without GPU rows until then")
+        return
+    with nvml:
+        chosen: Sequence[GpuDevice] = ()
+        try:
+            chosen = select_gpus(settings.gpus, nvml.devices, settings.cuda_visible_devices)
+        except SettingsError as error:
+            yield Finding("gpu", "error", str(error), "correct HUBMETER_GPUS")
+        for device in nvml.devices:
+            yield _gpu(nvml, device, is_chosen=device in chosen)
+
+
+def _gpu(nvml: Nvml, device: GpuDevice, *, is_chosen: bool) -> Finding:
+    subject = f"gpu {device.index}"
+    seconds: list[float] = []
+    reading = None
+    for _ in range(READINGS_TIMED):
+        started = time.perf_counter()
+        reading = nvml.read(device, time.monotonic_ns())
+        seconds.append(time.perf_counter() - started)
+    if reading is None:
+        advice = "nvidia-smi -q shows why; a container may need a restart"
+        return Finding(subject, "error", f"{device.name}: lost", advice)
+    missing = [field.name for field in fields(Reading) if getattr(reading, field.name) is None]
+    text = f"{device.name}, {device.uuid}, {median(seconds) * 1e6:.0f} µs per reading"
+    text += "" if is_chosen else ", not selected"
+    text += f", not offered: {', '.join(missing)}" if missing else ""
+    if median(seconds) > SLOW_READING_S:
+        return Finding(subject, "warning", text, "slow driver: raise HUBMETER_SAMPLE_INTERVAL")
+    return Finding(subject, "ok", text)
+
+
+def _destination(settings: Settings) -> Finding:
+    folder = Path(fill_in(settings.to, settings.run_id or "run")).expanduser().absolute()
+    existing = next(parent for parent in (folder, *folder.parents) if parent.exists())
+    advice = "set HUBMETER_TO to a folder with room that you may write"
+    if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
+        return Finding("destination", "error", f"{folder} cannot be written", advice)
+    free = shutil.disk_usage(existing).free
+    text = f"{folder}, {free / 2**30:.1f} GiB free"
+    if free < ENOUGH_BYTES:
+        return Finding("destination", "warning", text, advice)
+    return Finding("destination", "ok", text)
+
+
+def _clock() -> Finding:
+    now = datetime.now(timezone.utc)
+    text = f"{now:%Y-%m-%d %H:%M:%S} UTC; local zone {time.strftime('%Z')}, rows are always UTC"
+    if now.year < 2025:
+        return Finding("clock", "error", text, "set the clock of this machine")
+    return Finding("clock", "ok", text)
+
+
+def _settings(settings: Settings) -> Iterator[Finding]:
+    for problem in settings.problems:
+        yield Finding("settings", "warning", problem, "correct or unset it")
+    for setting in SETTINGS:
+        value = getattr(settings, setting.name)
+        shown = "not set" if value is None else value
+        origin = settings.origins.get(setting.name, "default")
+        yield Finding(setting.variable, "ok", f"{shown} ({origin}) - {setting.meaning}")
