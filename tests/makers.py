@@ -123,7 +123,7 @@ def decoded(*requests: Any) -> Points:
     return gather(decoder.decode(one) for one in requests)
 
 
-def tables(points: Points, **options: Any) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+def tables(points: Points, /, **options: Any) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """Rows of both configs; *options* are those of flattening."""
     chosen = Options(**{"run_id": "run", **options})
     rows = flatten_points(points, chosen)

@@ -41,7 +41,6 @@ ENDINGS = {
     "non-daemon thread": ("threading.Thread(target=time.sleep, args=[0.3]).start()", 0),
     "exit in a thread": ("threading.Thread(target=sys.exit, args=[5]).start()", 0),
     "explicit shutdown": ("provider.shutdown()", 0),
-    "shutdown without patience": ("provider.shutdown(timeout_millis=0); time.sleep(0.2)", 0),
     "thread pool": (
         """
         from concurrent.futures import ThreadPoolExecutor
@@ -225,11 +224,12 @@ def test_forks_during_exports_do_not_hang(tmp_path: Path) -> None:
         while not done.is_set():
             exporter.export(data)
             exported[0] += 1
+            time.sleep(0.001)
 
     threads = [threading.Thread(target=export) for _ in range(2)]
     for thread in threads:
         thread.start()
-    for _ in range(25):
+    for _ in range(20):
         child = os.fork()
         if not child:
             signal.alarm(10)
@@ -299,13 +299,13 @@ def test_an_export_in_flight_at_shutdown_is_not_lost(tmp_path: Path) -> None:
     provider = MeterProvider([reader], shutdown_on_exit=False)
     provider.get_meter("t").create_observable_gauge("gen_ai.gpu.power", [slow], "W")
     provider.shutdown(timeout_millis=50)
-    assert len(os.listdir("data/default/" + os.listdir("data/default")[0])) == 1
-    time.sleep(1)
+    reader._daemon_thread.join()
     """
-    ended = run(program(code.replace("data/default", "data/data/default"), tmp_path))
+    ended = run(program(code, tmp_path))
 
     assert (ended.returncode, ended.stdout) == (0, ""), ended.stderr
-    assert 7 in column(tmp_path / "data", "gpu_power_watts")
+    watts = [watts for watts in column(tmp_path / "data", "gpu_power_watts") if watts is not None]
+    assert watts == [7]
 
 
 def test_a_folder_that_cannot_be_written_does_not_change_how_a_program_ends(tmp_path: Path) -> None:

@@ -24,7 +24,6 @@ from hubmeter.sources import gpu_meter, sdk_exporter
 from hubmeter.sources.gpu_meter import (
     gpu_meter_provider,
     instrument_gpus,
-    instrument_when_exporting,
 )
 from hubmeter.sources.nvml_sampler import GpuSampler
 from hubmeter.sources.simulated_gpus import SimulatedGpus
@@ -484,7 +483,7 @@ def test_wrong_choice_is_a_warning_and_the_default(caplog):
 @pytest.mark.parametrize("created", [False, True])
 def test_wrong_environment_is_said_once(standin, caplog, monkeypatch, created):
     """A wrong setting is one warning, by the exporter if there is one, and has its default."""
-    monkeypatch.setattr(sdk_exporter, "was_created", lambda: created)
+    monkeypatch.setattr(sdk_exporter, "_created", created)
     monkeypatch.setenv("HUBMETER_PRICE_KWH", "cheap")
     standin.use_real_clock()
     reader = InMemoryMetricReader()
@@ -624,53 +623,58 @@ def test_simulated_rows_say_so(tmp_path):
 # -- opentelemetry-instrument
 
 
-@pytest.fixture(name="world")
-def _world(monkeypatch):
-    """A global meter provider and exporter of our choice."""
-    world = {"provider": None, "created": False}
-    monkeypatch.setattr(metrics, "get_meter_provider", lambda: world["provider"])
-    monkeypatch.setattr(sdk_exporter, "was_created", lambda: world["created"])
-    monkeypatch.delenv("OTEL_METRICS_EXPORTER", raising=False)
-    return world
+HOOK = """
+    import threading
+    from opentelemetry import metrics
+    from opentelemetry.sdk.metrics import MeterProvider
+    from opentelemetry.sdk.metrics.export import PeriodicExportingMetricReader
+    from hubmeter import HubMetricExporter
+    from hubmeter.sources.gpu_meter import instrument_when_exporting
 
-
-@pytest.mark.usefixtures("standin")
-@pytest.mark.parametrize(
-    ("variable", "created", "want"),
-    [(None, False, 0), ("otlp", False, 0), ("console, hubmeter", False, 1), (None, True, 1)],
-)
-def test_hook_meters_gpus_where_metrics_come_to_us(world, monkeypatch, variable, created, want):
-    """The hook acts if our exporter is in use, and only then."""
-    if variable:
-        monkeypatch.setenv("OTEL_METRICS_EXPORTER", variable)
-    world["created"] = created
-    world["provider"] = provider = MeterProvider([InMemoryMetricReader()], shutdown_on_exit=False)
-
+    {setup}
     instrument_when_exporting()
-
-    assert len(threads()) == want
-    if want:
-        instrument_gpus(provider).stop()
-    provider.shutdown()
-
-
-@pytest.mark.usefixtures("standin")
-def test_hook_never_raises(world, caplog):
-    """Whatever is wrong with the provider, the program starts."""
-
+    print([t.name for t in threading.enumerate() if t.name == "hubmeter-gpu-sampler"])
+"""
+READER = "PeriodicExportingMetricReader(HubMetricExporter())"
+OURS = f"metrics.set_meter_provider(MeterProvider([{READER}]))"
+BROKEN = f"""
     class Broken(MeterProvider):
         def get_meter(self, *args, **kwargs):
             raise RuntimeError("broken")
+    metrics.set_meter_provider(Broken([{READER}]))
+"""
 
-    world["created"] = True
-    world["provider"] = provider = Broken(shutdown_on_exit=False)
-    instrument_when_exporting()
-    world["provider"] = None
-    instrument_when_exporting()
 
-    assert [record.getMessage() for record in caplog.records] == ["GPUs are not metered"]
-    assert threads() == []
-    provider.shutdown()
+@pytest.mark.parametrize(
+    ("setup", "threads", "complaint"),
+    [
+        (OURS, "['hubmeter-gpu-sampler']", ""),
+        ("metrics.set_meter_provider(MeterProvider())", "[]", ""),
+        ("exporter = HubMetricExporter()", "[]", ""),
+        (BROKEN.strip(), "[]", "GPUs are not metered"),
+    ],
+    ids=["ours", "theirs", "no provider", "broken provider"],
+)
+def test_hook_meters_gpus_where_metrics_come_to_us(
+    standin_library, tmp_path, setup, threads, complaint
+):
+    """The hook acts if our exporter is in use, and only then; it never raises."""
+    code = textwrap.dedent(HOOK.format(setup=setup))
+
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env=subprocess_env(standin_library, "clock real\n", tmp_path),
+        cwd=tmp_path,
+        check=True,
+        timeout=60,
+        capture_output=True,
+        text=True,
+    )
+
+    assert done.stdout.strip() == threads
+    assert complaint in done.stderr
+    if setup == OURS:
+        assert {row["gpu_id"] for row in rows_of(tmp_path / "hubmeter-data")} == {"0", "1"}
 
 
 EXIT = """

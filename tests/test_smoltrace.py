@@ -130,7 +130,8 @@ def test_every_collection_of_every_gpu_is_in_the_dataset(evaluations: Evaluation
 
 
 def _gpu_rows(evaluations: Evaluations) -> list[dict[str, Any]]:
-    return [row for row in evaluations.rows("ours") if row["gpu_id"] is not None]
+    rows = [row for row in evaluations.rows("ours") if row["gpu_id"] is not None]
+    return sorted(rows, key=_place_in_time)
 
 
 def test_the_dataset_has_zeros_where_dashboards_expect_them(evaluations: Evaluations) -> None:
@@ -162,7 +163,12 @@ def test_datasets_opens_it_offline(evaluations: Evaluations, tmp_path: Path) -> 
         check=True,
         timeout=120,
     )
-    assert pickle.loads(answer.read_bytes()) == evaluations.rows("ours")
+    loaded = sorted(pickle.loads(answer.read_bytes()), key=_place_in_time)
+    assert loaded == sorted(evaluations.rows("ours"), key=_place_in_time)
+
+
+def _place_in_time(row: Mapping[str, Any]) -> tuple[str, str]:
+    return row["timestamp"], row["gpu_id"] or ""
 
 
 def test_smoltrace_collects_what_it_collects_without_us(evaluations: Evaluations) -> None:

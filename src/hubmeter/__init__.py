@@ -46,6 +46,8 @@ def __getattr__(name: str) -> Any:
         from .version import version
 
         return version()
+    if name == "smoltrace":
+        return import_module(".smoltrace", __name__)
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(import_module(_HOMES[name], __name__), name)

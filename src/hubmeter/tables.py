@@ -152,11 +152,9 @@ def read_parquet(files: Sequence[Path], config: str) -> pa.Table:
     if len(tables) == 1:
         return table
     keys = [name for name in ("timestamp", "timestamp_unix_nano", "gpu_id") if name in schema.names]
-    return table.take(
-        pc.sort_indices(
-            table, sort_keys=[(key, "ascending") for key in keys], null_placement="at_start"
-        )
-    )
+    # No GPU sorts as "", hence first: the option for nulls differs between releases of pyarrow.
+    places = pa.table({key: pc.fill_null(table[key], "") for key in keys})
+    return table.take(pc.sort_indices(places, sort_keys=[(key, "ascending") for key in keys]))
 
 
 def _read_file(file: Path, schema: pa.Schema) -> pa.Table:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import atexit
 import logging
 import math
-import os
 import time
 import weakref
 from collections.abc import Callable, Iterator, Sequence
@@ -20,26 +19,26 @@ from functools import partial
 from typing import Any
 
 from opentelemetry import metrics
-from opentelemetry.environment_variables import OTEL_METRICS_EXPORTER
 from opentelemetry.metrics import CallbackOptions, Meter, Observation
 from opentelemetry.sdk.metrics import MeterProvider
 from opentelemetry.sdk.metrics.export import PeriodicExportingMetricReader
 from opentelemetry.sdk.resources import Resource
 
-from hubmeter.energy import Energy, Factors
-from hubmeter.errors import NvmlError, SettingsError
-from hubmeter.gpu_selection import select_gpus
-from hubmeter.nvml import GpuDevice, load_pynvml, open_nvml
-from hubmeter.settings import Settings, load_settings
-from hubmeter.sources.gpu_windows import GpuState
-from hubmeter.sources.nvml_sampler import (
+from ..energy import Energy, Factors
+from ..errors import NvmlError, SettingsError
+from ..gpu_selection import select_gpus
+from ..nvml import GpuDevice, load_pynvml, open_nvml
+from ..pipeline import factors_of
+from ..settings import Settings, load_settings
+from ..version import version
+from .gpu_windows import GpuState
+from .nvml_sampler import (
     SAMPLE_WAIT_S,
     STOP_WAIT_S,
     GpuSampler,
     acquire_shared,
     release_shared,
 )
-from hubmeter.version import version
 
 log = logging.getLogger(__name__)
 
@@ -250,7 +249,7 @@ def instrument_gpus(
         span_s = _export_interval_s(provider)
         sampler = acquire_shared(partial(_sampler, settings, span_s))
         close = partial(release_shared, sampler)
-    handle = GpuMetrics(sampler, _factors(settings), close)
+    handle = GpuMetrics(sampler, factors_of(settings), close)
     handle.register(meter)
     _instrumented[provider] = handle
     return handle
@@ -275,7 +274,7 @@ def gpu_meter_provider(
         settings: Other settings by field name, such as ``gpus="0,2"``.
     """
     # Another source, because this is both in one call; imported only when it is made.
-    from hubmeter.sources.sdk_exporter import HubMetricExporter
+    from .sdk_exporter import HubMetricExporter
 
     reader = PeriodicExportingMetricReader(
         HubMetricExporter(to, **settings),
@@ -295,8 +294,10 @@ def instrument_when_exporting() -> None:
     The hook that ``opentelemetry-instrument`` calls last. Never raises.
     """
     try:
+        from .sdk_exporter import was_created
+
         provider = metrics.get_meter_provider()
-        if isinstance(provider, MeterProvider) and _is_exporting():
+        if isinstance(provider, MeterProvider) and was_created():
             instrument_gpus(provider)
     except Exception:  # the border to a program that asked for nothing
         log.exception("GPUs are not metered")
@@ -336,20 +337,12 @@ def _select(settings: Settings, devices: Sequence[GpuDevice]) -> Sequence[GpuDev
 
 
 def _settings_of_the_environment() -> Settings:
-    from hubmeter.sources.sdk_exporter import was_created
+    from .sdk_exporter import was_created
 
     settings = load_settings()
     for problem in () if was_created() else settings.problems:  # an exporter has said it already
         log.warning("hubmeter: %s", problem)
     return settings
-
-
-def _factors(settings: Settings) -> Factors:
-    return Factors(
-        carbon_g_per_kwh=settings.carbon_g_per_kwh,
-        price_usd_per_kwh=settings.price_usd_per_kwh,
-        pue=settings.pue,
-    )
 
 
 def _has_binding() -> bool:
@@ -372,10 +365,3 @@ def _export_interval_s(provider: object) -> float:
     readers = getattr(provider, "_metric_readers", None) or getattr(config, "metric_readers", [])
     intervals = [getattr(reader, "_export_interval_millis", math.inf) for reader in readers]
     return max((millis / 1e3 for millis in intervals if 0 < millis < math.inf), default=0.0)
-
-
-def _is_exporting() -> bool:
-    from hubmeter.sources.sdk_exporter import was_created
-
-    named = os.environ.get(OTEL_METRICS_EXPORTER, "").split(",")
-    return was_created() or "hubmeter" in map(str.strip, named)

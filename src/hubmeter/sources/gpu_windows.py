@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from operator import attrgetter
 from typing import Any
 
-from hubmeter.energy import Energy, EnergySample, advance, settled
-from hubmeter.nvml import GpuDevice, Reading
+from ..energy import Energy, EnergySample, advance, settled
+from ..nvml import GpuDevice, Reading
 
 FIELDS: tuple[str, ...] = tuple(
     field.name

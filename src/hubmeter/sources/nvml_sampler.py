@@ -22,9 +22,9 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Protocol
 
-from hubmeter.errors import NvmlError
-from hubmeter.nvml import GpuDevice, Reading
-from hubmeter.sources.gpu_windows import GpuState, GpuTrack
+from ..errors import NvmlError
+from ..nvml import GpuDevice, Reading
+from .gpu_windows import GpuState, GpuTrack
 
 log = logging.getLogger(__name__)
 

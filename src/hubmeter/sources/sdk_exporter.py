@@ -8,8 +8,10 @@ import atexit
 import logging
 import math
 import os
+import sys
 import threading
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from opentelemetry.sdk.metrics.export import (
@@ -133,6 +135,7 @@ class HubMetricExporter(MetricExporter):
             self._pipeline.close(_deadline(timeout_millis, kwargs))
         except Exception as error:
             log.error("hubmeter: %s", error, exc_info=not isinstance(error, OSError))  # noqa: TRY400
+        _stay_interrupted()
 
     def table(self, config: str = "default") -> pa.Table:
         """
@@ -179,17 +182,35 @@ def _prepare_process() -> None:
     _created = True
 
 
+def _stay_interrupted() -> None:
+    """
+    Let a program that Ctrl-C ended still end by SIGINT after we published.
+
+    CPython notes an unhandled KeyboardInterrupt, but forgets it when it evaluates text,
+    as the imports do that publishing needs: the exit code would become 1. Importing them
+    earlier would load numpy before a program could say with how many threads.
+    """
+    if getattr(sys, "last_type", None) is KeyboardInterrupt and not hasattr(sys, "ps1"):
+        with suppress(KeyboardInterrupt):
+            exec("raise KeyboardInterrupt")  # noqa: S102 - evaluates text, and so notes it again
+
+
 def _accepted(kind: type, **preference: Any) -> Any:
     """A preference for readers, or None if it is one at which the SDK would raise later."""
     [(name, value)] = preference.items()
     try:
         InMemoryMetricReader(**preference)
-        if not all(isinstance(one, kind) for one in (value or {}).values()):
-            raise TypeError(f"expected {kind.__name__}")
+        for one in (value or {}).values():
+            _check(one, kind)
     except Exception as error:
         log.warning("hubmeter: %s=%r is ignored: %s", name, value, error)
         return None
     return value
+
+
+def _check(value: Any, kind: type) -> None:
+    if not isinstance(value, kind):
+        raise TypeError(f"{value!r} is no {kind.__name__}")
 
 
 def _deadline(timeout_millis: Any, others: Mapping[str, Any]) -> Deadline:

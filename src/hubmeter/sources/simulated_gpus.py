@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from hubmeter.nvml import GpuDevice, Reading
+from ..nvml import GpuDevice, Reading
 
 NAME = "Simulated GPU (no NVML)"
 
