@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from google.protobuf.json_format import MessageToDict
+from hypothesis import HealthCheck, settings
 from opentelemetry.exporter.otlp.proto.common.metrics_encoder import encode_metrics
 from opentelemetry.sdk.metrics.export import (
     AggregationTemporality,
@@ -27,6 +28,10 @@ from hubmeter.decode.sdk_objects import SdkDecoder
 from hubmeter.flattening import Options, flatten_points
 from hubmeter.ledger import Points, gather
 from hubmeter.tables import default_table, points_table
+
+# A loaded machine is slow, not wrong.
+settings.register_profile("patient", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("patient")
 
 T0 = 1_761_544_695_460_017_300
 """An instant of the seed's run: 2025-10-27T05:58:15.460017300Z."""

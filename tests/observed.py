@@ -4,7 +4,6 @@ import os
 import subprocess
 import sys
 import textwrap
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -34,13 +33,12 @@ def provider_of(*exporters, **options):
 
 
 @pytest.fixture(autouse=True)
-def undisturbed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def undisturbed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """No settings of the machine, and a working directory of our own."""
     for name in os.environ:
         if name.startswith(("HUBMETER_", "OTEL_", "GENAI_", "CODECARBON_")):
             monkeypatch.delenv(name)
     monkeypatch.chdir(tmp_path)
-    yield
 
 
 def program(code: str, folder: Path) -> list[str]:

@@ -10,6 +10,19 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
+from hubmeter.batch import TOO_DEEP
+from hubmeter.convert import flatten, read_points
+from hubmeter.decode.json_values import BAD_NUMBER, BAD_TIME
+from hubmeter.decode.otlp_json import (
+    BAD_LINE,
+    NOT_A_REQUEST,
+    NOT_AN_OBJECT,
+    SNAKE_CASE,
+    UNKNOWN_KIND,
+)
+from hubmeter.energy import Factors
+from hubmeter.errors import DecodeError
 from makers import (
     SECOND,
     T0,
@@ -26,20 +39,6 @@ from makers import (
     total,
 )
 
-from hubmeter.batch import TOO_DEEP
-from hubmeter.convert import flatten, read_points
-from hubmeter.decode.otlp_json import (
-    BAD_LINE,
-    BAD_NUMBER,
-    BAD_TIME,
-    NOT_A_REQUEST,
-    NOT_AN_OBJECT,
-    SNAKE_CASE,
-    UNKNOWN_KIND,
-)
-from hubmeter.energy import Factors
-from hubmeter.errors import DecodeError
-
 WITNESS = resource_metrics(
     gauge(UTIL, "%", point(77, T0 + 5 * SECOND, gpu="witness")),
     resource={"service.name": "witness"}, scope="witness",
@@ -49,8 +48,13 @@ WITNESS = resource_metrics(
 def everything() -> dict[str, Any]:
     """A request with every kind of metric and attribute value."""
     times = {"timeUnixNano": str(T0), "startTimeUnixNano": str(T0 - 1)}
-    exemplar = {"filteredAttributes": key_values({"a": 1}), "timeUnixNano": str(T0), "asInt": "1",
-                "spanId": "eee19b7ec3c1b174", "traceId": "5b8efff798038103d269b633813fc60c"}  # fmt: skip
+    exemplar = {
+        "filteredAttributes": key_values({"a": 1}),
+        "timeUnixNano": str(T0),
+        "asInt": "1",
+        "spanId": "eee19b7ec3c1b174",
+        "traceId": "5b8efff798038103d269b633813fc60c",
+    }
     kinds = {
         "histogram": {"count": "1", "sum": 1, "min": 1, "max": 1, "bucketCounts": ["1"],
                       "explicitBounds": [1.0], "exemplars": [exemplar], "flags": 0},
@@ -111,7 +115,23 @@ def assert_survives(broken: Any) -> None:
     json.dumps(default)
 
 
-WRONG = [None, [], {}, "x", 5, -1, 1e999, True, [None], [[]], {"a": None}, 2**70, "\ud800", [5], [{}]]
+WRONG = [
+    None,
+    [],
+    {},
+    "x",
+    5,
+    -1,
+    1e999,
+    True,
+    [None],
+    [[]],
+    {"a": None},
+    2**70,
+    "\ud800",
+    [5],
+    [{}],
+]
 
 
 @pytest.mark.parametrize("value", WRONG, ids=repr)
@@ -226,7 +246,9 @@ def test_lines_end_with_newlines_only() -> None:
     assert points.skipped == {}
 
 
-@pytest.mark.parametrize("empty", [b"", b" \n\n", "{}", "[]", b"5", b"\xff", {"resourceMetrics": []}, []])
+@pytest.mark.parametrize(
+    "empty", [b"", b" \n\n", "{}", "[]", b"5", b"\xff", {"resourceMetrics": []}, []]
+)
 def test_nothing_to_read_is_a_decode_error(empty: Any) -> None:
     """A file without a point is said so, in one kind of error."""
     with pytest.raises(DecodeError):
@@ -247,7 +269,9 @@ def test_deeply_nested_attributes(depth: int, shape: str) -> None:
     """What nobody means is cut, not crashed on."""
     value: Any = {"intValue": 1}
     for _ in range(depth):
-        value = {shape: {"values": [value if shape == "arrayValue" else {"key": "k", "value": value}]}}
+        value = {
+            shape: {"values": [value if shape == "arrayValue" else {"key": "k", "value": value}]}
+        }
     one = {**point(1, gpu=0), "attributes": [{"key": "gpu_id", "value": {"stringValue": "0"}},
                                              {"key": "deep", "value": value}]}  # fmt: skip
     [row] = tables(decoded(request(gauge(UTIL, "%", one))), points="all")[1]
@@ -260,18 +284,24 @@ def test_deep_nesting_anywhere(depth: int) -> None:
     """In text, where a name or a number belongs, or where nothing is known."""
     deep = "[" * depth + "]" * depth
     for key in ("name", "unit", "exemplars", "gauge", "unknown"):
-        metric = f'{{"name":"m","{key}":{deep},"gauge":{{"dataPoints":[{{"timeUnixNano":5,"asInt":1,"{key}":{deep}}}]}}}}'
-        text = f'{{"run_id":{deep},"resourceMetrics":[{{"scopeMetrics":[{{"metrics":[{metric}]}}]}}]}}'
+        one = f'{{"timeUnixNano":5,"asInt":1,"{key}":{deep}}}'
+        metric = f'{{"name":"m","{key}":{deep},"gauge":{{"dataPoints":[{one}]}}}}'
+        resource = f'{{"scopeMetrics":[{{"metrics":[{metric}]}}]}}'
+        text = f'{{"run_id":{deep},"resourceMetrics":[{resource}]}}'
         good = json.dumps({"resourceMetrics": [WITNESS]})
-        assert_rows = tables(read_points(f"{text}\n{good}"))[0]
-        assert [row["gpu_id"] for row in assert_rows] == ["witness"]
+        default, _ = tables(read_points(f"{text}\n{good}"))
+        assert [row["gpu_id"] for row in default] == ["witness"]
 
 
 def test_text_that_is_not_unicode_is_made_so() -> None:
     """JSON can say lone surrogates; Parquet cannot."""
-    sent = request(gauge(UTIL + "\ud800", "\ud801", point(1, gpu=0, note="\ud802")),
-                   gauge(UTIL, "%", point(1, gpu=0, gpu_name="\ud803")),
-                   run_id="\ud804", resource={"service.name": "\ud805"}, scope="\ud806")  # fmt: skip
+    sent = request(
+        gauge(UTIL + "\ud800", "\ud801", point(1, gpu=0, note="\ud802")),
+        gauge(UTIL, "%", point(1, gpu=0, gpu_name="\ud803")),
+        run_id="\ud804",
+        resource={"service.name": "\ud805"},
+        scope="\ud806",
+    )
     default, points = tables(decoded(sent), points="all")
 
     assert cells(default, "run_id", "gpu_name", "service_name") == [("?", "?", "?")]
@@ -280,16 +310,34 @@ def test_text_that_is_not_unicode_is_made_so() -> None:
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
-    lambda inner: st.lists(inner, max_size=3)
-    | st.dictionaries(
-        st.sampled_from(
-            ["resourceMetrics", "scopeMetrics", "metrics", "gauge", "sum", "histogram", "dataPoints",
-             "asInt", "asDouble", "timeUnixNano", "attributes", "key", "value", "name", "summary"]
-        ),
-        inner, max_size=4,
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(
+            st.sampled_from(
+                [
+                    "resourceMetrics",
+                    "scopeMetrics",
+                    "metrics",
+                    "gauge",
+                    "sum",
+                    "histogram",
+                    "dataPoints",
+                    "asInt",
+                    "asDouble",
+                    "timeUnixNano",
+                    "attributes",
+                    "key",
+                    "value",
+                    "name",
+                    "summary",
+                ]
+            ),
+            inner,
+            max_size=4,
+        )
     ),
     max_leaves=30,
-)  # fmt: skip
+)
 
 
 @given(JSON)

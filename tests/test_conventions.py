@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import pytest
-from makers import T0, UTIL, cells, gauge, point, point_rows, request, resource_metrics, rows, total
 
 from hubmeter.conventions import gpu_of, target_of
+from makers import T0, UTIL, cells, gauge, point, point_rows, request, resource_metrics, rows, total
 
 UTILIZATION, MEMORY_USED, MEMORY_TOTAL = (
     "gpu_utilization_percent", "gpu_memory_used_mib", "gpu_memory_total_mib",
@@ -38,7 +38,14 @@ CONVENTIONS = [
     ("hw.temperature", "Cel", HW, 61, TEMPERATURE, 61),
     ("hw.power", "W", HW, 300, POWER, 300),
     ("hw.energy", "J", HW, 5, ENERGY, 5),
-    ("hw.errors", "{error}", {**HW, "error.type": "uncorrected"}, 3, "gpu_ecc_errors_uncorrected", 3),
+    (
+        "hw.errors",
+        "{error}",
+        {**HW, "error.type": "uncorrected"},
+        3,
+        "gpu_ecc_errors_uncorrected",
+        3,
+    ),
     # openlit, Python and Go
     ("gpu.utilization", "%", {}, 50, UTILIZATION, 50),
     ("gpu.memory.used", "MiB", {}, 1024, MEMORY_USED, 1024),
@@ -154,8 +161,12 @@ NOTHING = [
     ("hw.energy", "J", {"hw.type": "memory"}, "not a GPU"),
     ("hw.errors", "{error}", {"hw.type": "gpu", "error.type": "corrected"}, "corrected"),
     ("hw.temperature", "Cel", {"hw.type": "temperature"}, "of what?"),
-    ("hw.temperature", "Cel", {"hw.type": "temperature", "hw.parent": "GPU-a", "hw.sensor_location": "memory"},
-     "of the memory"),
+    (
+        "hw.temperature",
+        "Cel",
+        {"hw.type": "temperature", "hw.parent": "GPU-a", "hw.sensor_location": "memory"},
+        "of the memory",
+    ),
     ("hw.gpu.temperature", "Cel", {"sensor": "memory"}, "of the memory"),
     ("gen_ai.energy.consumed", "kWh", {"component": "cpu"}, "not a GPU"),
     ("gen_ai.energy.consumed", "kWh", {}, "of what?"),
@@ -179,7 +190,7 @@ NOTHING = [
     ("gpu_memory", "MiB", {}, "used or total?"),
     ("percent", "%", {}, "only a unit"),
     ("", "", {}, "nothing"),
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize(("name", "unit", "attributes", "why"), NOTHING)
@@ -241,7 +252,16 @@ def test_gpu_uuid(key: str) -> None:
 
 @pytest.mark.parametrize(
     "key",
-    ["gpu_name", "gpu.name", "hw.name", "hw.model", "modelName", "model_name", "name", "card_model"],
+    [
+        "gpu_name",
+        "gpu.name",
+        "hw.name",
+        "hw.model",
+        "modelName",
+        "model_name",
+        "name",
+        "card_model",
+    ],
 )
 def test_gpu_name(key: str) -> None:
     """The product name is found under all its names."""
@@ -252,11 +272,17 @@ def test_uuid_only_sources_join_the_index() -> None:
     """nvidia_gpu_exporter tells index and name in an info metric, by UUID."""
     found = rows(
         request(
-            gauge("nvidia_smi_power_draw_watts", "", point(300.0, uuid="a"), point(200.0, uuid="b")),
-            gauge("nvidia_smi_gpu_info", "", point(1, uuid="a", index="1", name="H100"),
-                  point(1, uuid="b", index="0", name="A100")),
+            gauge(
+                "nvidia_smi_power_draw_watts", "", point(300.0, uuid="a"), point(200.0, uuid="b")
+            ),
+            gauge(
+                "nvidia_smi_gpu_info",
+                "",
+                point(1, uuid="a", index="1", name="H100"),
+                point(1, uuid="b", index="0", name="A100"),
+            ),
         )
-    )  # fmt: skip
+    )
 
     assert cells(found, "gpu_id", "gpu_uuid", "gpu_name", "gpu_power_watts") == [
         ("0", "b", "A100", 200), ("1", "a", "H100", 300),
@@ -281,9 +307,9 @@ def test_temperature_sensor_belongs_to_its_parent() -> None:
         )
     )  # fmt: skip
 
-    assert cells(found, "gpu_id", "gpu_name", "gpu_utilization_percent", "gpu_temperature_celsius") == [
-        ("card-7", "H100", 50, 61)
-    ]
+    assert cells(
+        found, "gpu_id", "gpu_name", "gpu_utilization_percent", "gpu_temperature_celsius"
+    ) == [("card-7", "H100", 50, 61)]
 
 
 def test_temperature_sensor_of_a_cpu_is_not_a_gpu() -> None:
@@ -336,7 +362,9 @@ def test_a_host_named_by_resource_or_attribute_is_one_host() -> None:
         gauge("gen_ai.gpu.power", "W", point(2.0, gpu=0)),
     )
 
-    assert cells(rows(sent), "host_name", "gpu_utilization_percent", "gpu_power_watts") == [("a", 1, 2)]
+    assert cells(rows(sent), "host_name", "gpu_utilization_percent", "gpu_power_watts") == [
+        ("a", 1, 2)
+    ]
 
 
 def test_nvidia_and_amd_on_one_host_keep_their_rows() -> None:
@@ -418,9 +446,16 @@ def test_throttle_reasons_are_read_at_each_instant() -> None:
 def test_two_resources_do_not_share_their_uuids() -> None:
     """An index told by one resource says nothing about another's GPUs."""
     parts = [
-        resource_metrics(gauge(UTIL, "%", point(1, gpu=5, uuid="u")), resource={"service.name": "a"}),
-        resource_metrics(gauge("nv_gpu_power_usage", "", point(2.0, gpu_uuid="u")),
-                         resource={"service.name": "b"}),
-    ]  # fmt: skip
+        resource_metrics(
+            gauge(UTIL, "%", point(1, gpu=5, uuid="u")), resource={"service.name": "a"}
+        ),
+        resource_metrics(
+            gauge("nv_gpu_power_usage", "", point(2.0, gpu_uuid="u")),
+            resource={"service.name": "b"},
+        ),
+    ]
 
-    assert cells(rows({"resourceMetrics": parts}), "service_name", "gpu_id") == [("a", "5"), ("b", "u")]
+    assert cells(rows({"resourceMetrics": parts}), "service_name", "gpu_id") == [
+        ("a", "5"),
+        ("b", "u"),
+    ]

@@ -117,7 +117,9 @@ def test_an_exporter_that_nobody_uses_leaves_no_trace(tmp_path: Path) -> None:
 def test_an_attached_exporter_collects_last_when_the_program_ends(tmp_path: Path) -> None:
     """What was recorded since the last interval is in the shard, without a detach."""
     ended = run(
-        program("provider = MeterProvider()\nattach(provider, 'data')\nmeasure(provider, 7)", tmp_path)
+        program(
+            "provider = MeterProvider()\nattach(provider, 'data')\nmeasure(provider, 7)", tmp_path
+        )
     )
 
     assert (ended.returncode, ended.stdout, ended.stderr) == (0, "", "")
@@ -204,6 +206,29 @@ def test_a_child_with_an_exporter_of_its_own_publishes_it(tmp_path: Path) -> Non
     assert len(shards(tmp_path / "data")) == 2
 
 
+def test_a_late_attachment_does_not_make_forks_hang(tmp_path: Path) -> None:
+    """The SDK uses a thread pool in each child, and must not wait for a lock there."""
+    code = """
+    provider = MeterProvider(resource=Resource({}))
+    assert "concurrent.futures.thread" not in sys.modules, "else this tests nothing"
+    handle = attach(provider, "data")
+    measure(provider, 7)
+    for _ in range(3):
+        child = os.fork()
+        if not child:
+            signal.alarm(10)
+            os._exit(0)
+        assert os.waitpid(child, 0)[1] == 0
+    from concurrent.futures import ThreadPoolExecutor
+    assert ThreadPoolExecutor().submit(int, "3").result() == 3
+    """
+    # A child that hangs in os.fork() never sets its alarm.
+    ended = run(["timeout", "-s", "KILL", "20", *program(code, tmp_path)])
+
+    assert (ended.returncode, ended.stdout) == (0, ""), ended.stderr
+    assert column(tmp_path / "data", "gpu_power_watts") == [7]
+
+
 def test_forks_during_exports_do_not_hang(tmp_path: Path) -> None:
     """A child that is forked while other threads export, read and publish uses the exporter."""
     code = """
@@ -257,7 +282,9 @@ def _by_text(count: int) -> list[int]:
     return sorted(range(count), key=str)
 
 
-@pytest.mark.parametrize("exits", ["os._exit(0)", "provider.shutdown(timeout_millis=500); os._exit(0)"])
+@pytest.mark.parametrize(
+    "exits", ["os._exit(0)", "provider.shutdown(timeout_millis=500); os._exit(0)"]
+)
 def test_a_fork_while_a_reader_collects_does_not_hang(tmp_path: Path, exits: str) -> None:
     """The SDK's locks may stay taken in the child; ours are not, and the parent goes on."""
     code = f"""

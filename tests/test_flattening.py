@@ -8,6 +8,10 @@ from itertools import permutations
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
+from hubmeter.energy import Factors
+from hubmeter.flattening import COMPETING, NOT_FINITE
+from hubmeter.streams import DUPLICATE, NO_TIME
 from makers import (
     CO2,
     COST,
@@ -31,10 +35,6 @@ from makers import (
     tables,
     total,
 )
-
-from hubmeter.energy import Factors
-from hubmeter.flattening import COMPETING, NOT_FINITE
-from hubmeter.streams import DUPLICATE, NO_TIME
 
 MS = SECOND // 1000
 
@@ -237,8 +237,11 @@ def test_fold_finds_the_one_gpu_of_the_host_that_a_point_names() -> None:
 def test_close_points_of_one_request_join() -> None:
     """Through a Collector, readings of one scrape are milliseconds apart."""
     found = rows(
-        request(gauge(UTIL, "%", point(1, T0, gpu=0)), gauge(POWER, "W", point(2.0, T0 + 40 * MS, gpu=0)))
-    )  # fmt: skip
+        request(
+            gauge(UTIL, "%", point(1, T0, gpu=0)),
+            gauge(POWER, "W", point(2.0, T0 + 40 * MS, gpu=0)),
+        )
+    )
 
     assert cells(found, "timestamp_unix_nano", "gpu_utilization_percent", "gpu_power_watts") == [
         (str(T0), 1, 2)
@@ -249,8 +252,11 @@ def test_close_points_of_one_request_join() -> None:
 def test_alignment_window_is_one_second_at_most(apart_ns: int, instants: int) -> None:
     """Where no interval was seen, the window is its widest."""
     found = rows(
-        request(gauge(UTIL, "%", point(1, T0, gpu=0)), gauge(POWER, "W", point(2.0, T0 + apart_ns, gpu=0)))
-    )  # fmt: skip
+        request(
+            gauge(UTIL, "%", point(1, T0, gpu=0)),
+            gauge(POWER, "W", point(2.0, T0 + apart_ns, gpu=0)),
+        )
+    )
 
     assert len(found) == instants
 
@@ -292,8 +298,11 @@ def test_alignment_never_makes_two_points_of_a_series_one() -> None:
     """A point that would be moved onto the one before, sent in another request, stays."""
     found = rows(
         request(gauge(UTIL, "%", point(1, T0, gpu=0))),
-        request(gauge(POWER, "W", point(5.0, T0, gpu=0)), gauge(UTIL, "%", point(2, T0 + 300 * MS, gpu=0))),
-    )  # fmt: skip
+        request(
+            gauge(POWER, "W", point(5.0, T0, gpu=0)),
+            gauge(UTIL, "%", point(2, T0 + 300 * MS, gpu=0)),
+        ),
+    )
 
     assert cells(found, "gpu_utilization_percent", "gpu_power_watts") == [(1, 5), (2, None)]
 
@@ -358,12 +367,19 @@ def test_delta_sums_accumulate() -> None:
     """5 + 5 + 5 is 15, not 5."""
     points = [point(5.0, T0 + tick * SECOND, gpu=0) for tick in range(3)]
 
-    assert cells(rows(energies(*points, temporality=DELTA)), "energy_joules") == [(5,), (10,), (15,)]
+    assert cells(rows(energies(*points, temporality=DELTA)), "energy_joules") == [
+        (5,),
+        (10,),
+        (15,),
+    ]
 
 
 def test_counter_that_falls_continues() -> None:
     """100, then 2 after a restart, is 102."""
-    points = [point(value, T0 + tick * SECOND, gpu=0) for tick, value in enumerate([40.0, 100.0, 2.0, 5.0])]
+    points = [
+        point(value, T0 + tick * SECOND, gpu=0)
+        for tick, value in enumerate([40.0, 100.0, 2.0, 5.0])
+    ]
 
     assert [row["energy_joules"] for row in rows(energies(*points))] == [40, 100, 102, 105]
 
@@ -394,7 +410,10 @@ def test_start_times_that_overlap_are_no_restart() -> None:
 
 def test_non_monotonic_sum_may_fall() -> None:
     """Memory in use is an UpDownCounter: less is less, not a restart."""
-    points = [point(value * 2**20, T0 + tick * SECOND, hw__id="GPU-a") for tick, value in enumerate([100, 40])]
+    points = [
+        point(value * 2**20, T0 + tick * SECOND, hw__id="GPU-a")
+        for tick, value in enumerate([100, 40])
+    ]
     found = rows(request(total("hw.gpu.memory.usage", "By", *points, monotonic=False)))
 
     assert [row["gpu_memory_used_mib"] for row in found] == [100, 40]
@@ -402,7 +421,10 @@ def test_non_monotonic_sum_may_fall() -> None:
 
 def test_non_monotonic_delta_sum_adds_up() -> None:
     """Its deltas lead to the amount in use."""
-    points = [point(value * 2**20, T0 + tick * SECOND, hw__id="GPU-a") for tick, value in enumerate([100, -60])]
+    points = [
+        point(value * 2**20, T0 + tick * SECOND, hw__id="GPU-a")
+        for tick, value in enumerate([100, -60])
+    ]
     found = rows(
         request(total("hw.gpu.memory.usage", "By", *points, monotonic=False, temporality=DELTA))
     )
@@ -412,7 +434,10 @@ def test_non_monotonic_delta_sum_adds_up() -> None:
 
 def test_device_counter_counts_from_its_first_value() -> None:
     """DCGM counts mJ since the driver was loaded, which was not this run."""
-    points = [point(value, T0 + tick * SECOND, gpu="0") for tick, value in enumerate([9_000_000, 9_005_000, 1000])]
+    points = [
+        point(value, T0 + tick * SECOND, gpu="0")
+        for tick, value in enumerate([9_000_000, 9_005_000, 1000])
+    ]
     found = rows(request(total("DCGM_FI_DEV_TOTAL_ENERGY_CONSUMPTION", "", *points)))
 
     assert [row["energy_joules"] for row in found] == [0, 5, 6]
@@ -444,7 +469,9 @@ def test_nothing_integrated_yet_is_counter() -> None:
 
 
 @pytest.mark.parametrize("order", list(permutations(range(3))))
-def test_of_competing_metrics_the_same_one_serves_whatever_the_order(order: tuple[int, ...]) -> None:
+def test_of_competing_metrics_the_same_one_serves_whatever_the_order(
+    order: tuple[int, ...],
+) -> None:
     """Which metric fills a cell does not depend on arrival; the others are in points."""
     sent = [
         request(gauge("DCGM_FI_DEV_POWER_USAGE_INSTANT", "", point(3.0, gpu="0"))),
@@ -461,7 +488,9 @@ def test_of_competing_metrics_the_same_one_serves_whatever_the_order(order: tupl
 def test_attributes_named_like_columns_never_overwrite() -> None:
     """run_id, timestamp and power as attributes of a point are only attributes."""
     hostile = {"run_id": "x", "timestamp": "x", "service_name": "x", "gpu_power_watts": 1.0}
-    [row] = rows(request(gauge(UTIL, "%", point(7, gpu=0, **hostile)), resource={"service.name": "s"}))
+    [row] = rows(
+        request(gauge(UTIL, "%", point(7, gpu=0, **hostile)), resource={"service.name": "s"})
+    )
 
     assert (row["run_id"], row["service_name"], row["gpu_power_watts"]) == ("run", "s", None)
     assert row["timestamp"] == "2025-10-27T05:58:15.460017+00:00"
@@ -480,7 +509,10 @@ def test_true_and_one_are_different_attribute_values() -> None:
 @pytest.mark.parametrize("broken", ["NaN", "Infinity", "-Infinity"])
 def test_values_that_are_not_finite_are_null_counted_and_kept(broken: str) -> None:
     """The row shows that something was read, the points what it was."""
-    sent = request(gauge(UTIL, "%", point(1, gpu=0)), gauge(POWER, "W", point(broken, gpu=0) | {"asDouble": broken}))
+    sent = request(
+        gauge(UTIL, "%", point(1, gpu=0)),
+        gauge(POWER, "W", point(broken, gpu=0) | {"asDouble": broken}),
+    )
     default, points = tables(decoded(sent))
 
     assert cells(default, "gpu_utilization_percent", "gpu_power_watts") == [(1, None)]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
+
 from makers import T0, UTIL, decoded, gauge, key_values, point, point_rows, request, tables, total
 
 EXEMPLAR = {
@@ -71,7 +72,12 @@ def test_histogram_is_complete() -> None:
         "count": "3", "sum": 6.5, "min": 0.5, "max": 4, "bucketCounts": ["1", 2, "0"],
         "explicitBounds": [1, 2.5]}))  # fmt: skip
 
-    assert (row["kind"], row["temporality"], row["count"], row["sum"]) == ("histogram", "delta", 3, 6.5)
+    assert (row["kind"], row["temporality"], row["count"], row["sum"]) == (
+        "histogram",
+        "delta",
+        3,
+        6.5,
+    )
     assert (row["min"], row["max"]) == (0.5, 4)
     assert (row["bucket_counts"], row["explicit_bounds"]) == ([1, 2, 0], [1.0, 2.5])
     assert row["value"] is None
@@ -136,9 +142,7 @@ def test_points_with_flags_are_kept() -> None:
     assert (row["flags"], row["count"], row["value"]) == (1, None, None)
 
 
-@pytest.mark.parametrize(
-    ("kept", "names"), [("all", [UTIL, "m"]), ("other", ["m"]), ("none", [])]
-)
+@pytest.mark.parametrize(("kept", "names"), [("all", [UTIL, "m"]), ("other", ["m"]), ("none", [])])
 def test_points_setting(kept: str, names: list[str]) -> None:
     """All points, those without a column, or none; the rows are the same."""
     sent = decoded(request(gauge(UTIL, "%", point(1, gpu=0)), gauge("m", "", point(1))))
@@ -169,7 +173,9 @@ def test_points_are_in_order_of_time() -> None:
 
 def test_true_and_one_stay_apart() -> None:
     """Attributes of different types are different series."""
-    sent = request(gauge("m", "", point(1, a=True), point(2, a=1), point(3, a="1"), point(4, a=1.0)))
+    sent = request(
+        gauge("m", "", point(1, a=True), point(2, a=1), point(3, a="1"), point(4, a=1.0))
+    )
 
     assert [row["attributes"] for row in point_rows(sent)] == [
         '{"a":true}', '{"a":1}', '{"a":"1"}', '{"a":1.0}',
@@ -195,4 +201,10 @@ def test_a_start_that_changes_is_kept_per_point() -> None:
     """Start times are stored where they change, and found again."""
     sent = [request(total("m", "", point(n, T0 + n, start=T0 - n // 2))) for n in range(5)]
 
-    assert [int(row["start_time_unix_nano"]) - T0 for row in point_rows(*sent)] == [0, 0, -1, -1, -2]
+    assert [int(row["start_time_unix_nano"]) - T0 for row in point_rows(*sent)] == [
+        0,
+        0,
+        -1,
+        -1,
+        -2,
+    ]

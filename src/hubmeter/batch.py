@@ -95,6 +95,9 @@ class Extra:
     exemplars: str | None = None
 
 
+NO_RECORDED_VALUE = 1
+"""OTLP DataPointFlags: the point says that it has no value."""
+
 Value: TypeAlias = int | float | Distribution | None
 """A measured value; None where the sender says that none was recorded."""
 
@@ -151,21 +154,22 @@ def finite(value: float | None) -> float | None:
 
 def _plain(value: Any, depth: int = 0) -> Any:
     """Follow OTLP/JSON: bytes are base64, non-finite numbers are words."""
-    if depth > DEEPEST:
-        return TOO_DEEP
     match value:
         case None | bool() | int() | str():
-            return value
+            plain: Any = value
         case float():
-            return value if math.isfinite(value) else _word(value)
+            plain = value if math.isfinite(value) else _word(value)
         case bytes():
-            return base64.b64encode(value).decode()
+            plain = base64.b64encode(value).decode()
+        case Mapping() | Sequence() if depth > DEEPEST:
+            plain = TOO_DEEP
         case Mapping():
-            return {str(key): _plain(item, depth + 1) for key, item in value.items()}
+            plain = {str(key): _plain(item, depth + 1) for key, item in value.items()}
         case Sequence():
-            return [_plain(item, depth + 1) for item in value]
+            plain = [_plain(item, depth + 1) for item in value]
         case _:
-            return str(value)
+            plain = str(value)
+    return plain
 
 
 def _word(value: float) -> str:

@@ -70,8 +70,8 @@ class _Rule:
 
 
 PERCENT = {"%": 1.0, "percent": 1.0, "1": 100.0, "ratio": 100.0}
-BYTES = {"By": 1 / MIB, "bytes": 1 / MIB, "KiBy": 1 / 1024, "KiB": 1 / 1024,
-         "MiBy": 1.0, "MiB": 1.0, "mebibytes": 1.0, "GiBy": 1024.0, "GiB": 1024.0, "MBy": 1e6 / MIB}  # fmt: skip
+BYTES = {"By": 1 / MIB, "bytes": 1 / MIB, "KiBy": 1 / 1024, "KiB": 1 / 1024, "MBy": 1e6 / MIB,
+         "MiBy": 1.0, "MiB": 1.0, "mebibytes": 1.0, "GiBy": 1024.0, "GiB": 1024.0}  # fmt: skip
 CELSIUS = {"Cel": 1.0, "C": 1.0, "°C": 1.0, "celsius": 1.0}
 WATTS = {"W": 1.0, "watts": 1.0, "mW": 1e-3, "kW": 1e3}
 JOULES = {"J": 1.0, "joules": 1.0, "mJ": 1e-3, "uJ": 1e-6, "kJ": 1e3,
@@ -133,6 +133,7 @@ _POWER = "gpu_power_watts"
 _ENERGY = "energy_joules"
 _GPU = {"hw.type": ("gpu",)}
 
+# fmt: off
 # genai_otel and hubmeter's own GPU meter.
 _rule("gen_ai.gpu.utilization", _UTIL, _unitless(PERCENT, 1))
 _rule("gen_ai.gpu.memory.used", _USED, _unitless(BYTES, 1))
@@ -191,7 +192,8 @@ _rule("DCGM_FI_DEV_MEM_COPY_UTIL", "gpu_memory_utilization_percent", _only(1))
 _rule("DCGM_FI_DEV_SM_CLOCK", "gpu_sm_clock_mhz", _only(1))
 _rule("DCGM_FI_DEV_MEM_CLOCK", "gpu_memory_clock_mhz", _only(1))
 _rule("DCGM_FI_DEV_FAN_SPEED", "gpu_fan_speed_percent", _only(1))
-_rule("DCGM_FI_DEV_POWER_MGMT_LIMIT DCGM_FI_DEV_ENFORCED_POWER_LIMIT", "gpu_power_limit_watts", _only(1))
+_rule("DCGM_FI_DEV_POWER_MGMT_LIMIT DCGM_FI_DEV_ENFORCED_POWER_LIMIT", "gpu_power_limit_watts",
+      _only(1))
 _rule("DCGM_FI_DEV_ECC_DBE_VOL_TOTAL", "gpu_ecc_errors_uncorrected", _only(1))
 
 # GCP's dcgmreceiver.
@@ -216,7 +218,8 @@ _rule("gpu_gfx_activity", _UTIL, _only(1))
 _rule("gpu_used_vram", _USED, _only(1))
 _rule("gpu_total_vram", _TOTAL, _only(1))
 _rule("gpu_junction_temperature gpu_edge_temperature", _TEMP, _only(1))
-_rule("gpu_package_power gpu_average_package_power gpu_power_usage", _POWER, _unitless(WATTS, 1), require=_BOARD)
+_rule("gpu_package_power gpu_average_package_power gpu_power_usage", _POWER, _unitless(WATTS, 1),
+      require=_BOARD)
 _rule("gpu_energy_consumed", _ENERGY, _only(1e-6), require=_BOARD, since_boot=True)
 
 # Triton and NVIDIA NIM. Of NIM's power the documents disagree (W or mW): by name it is W.
@@ -239,11 +242,14 @@ _rule("all_smi_gpu_power_consumption_watts", _POWER, _only(1))
 _rule("all_smi_energy_consumed_joules", _ENERGY, _only(1),
       require={"scope": ("gpu",)}, since_boot=True)
 
+# fmt: on
+
 _THROTTLE = "gen_ai_gpu_throttle_"
 
 _ID_KEYS = ("gpu_id", "gpu_index", "gpu", "index", "minor_number", "gpu_number")
 _UUID_KEYS = ("gpu_uuid", "hw_id", "uuid")
-_NAME_KEYS = ("gpu_name", "hw_name", "hw_model", "modelname", "model_name", "name", "card_model", "model")
+_NAME_KEYS = ("gpu_name", "hw_name", "hw_model", "modelname", "model_name", "name", "card_model",
+              "model")  # fmt: skip
 _HOST_KEYS = ("hostname", "host_name")
 
 

@@ -88,7 +88,7 @@ class _Reader:
             case str():
                 yield from self.batches(Path(source))
             case Mapping():
-                yield self._json.decode(source)
+                yield from self._json.decode_document(source)
             case _ if hasattr(source, "resource_metrics"):
                 yield self._sdk.decode(source)
             case Iterable():

@@ -12,14 +12,14 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, fields
 from datetime import datetime, timezone
 from importlib.metadata import PackageNotFoundError, entry_points, version
-from pathlib import Path
 from statistics import median
 from typing import Any, Literal, TypeAlias
 
 from .errors import NvmlError, SettingsError
 from .gpu_selection import select_gpus
 from .nvml import GpuDevice, Nvml, Reading, open_nvml
-from .settings import SETTINGS, Settings, fill_in
+from .pipeline import folder_of
+from .settings import SETTINGS, Settings
 
 State: TypeAlias = Literal["ok", "warning", "error"]
 
@@ -119,7 +119,7 @@ def _gpu(nvml: Nvml, device: GpuDevice, *, is_chosen: bool) -> Finding:
 
 
 def _destination(settings: Settings) -> Finding:
-    folder = Path(fill_in(settings.to, settings.run_id or "run")).expanduser().absolute()
+    folder = folder_of(settings, settings.run_id or "run")
     existing = next(parent for parent in (folder, *folder.parents) if parent.exists())
     advice = "set HUBMETER_TO to a folder with room that you may write"
     if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Set
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Literal, TypeAlias
@@ -24,17 +24,13 @@ from .energy import Factors
 from .gpus import Gpu, Reporter, gpus_of, owner_of
 from .ledger import Points
 from .schema import CUMULATIVE_COLUMNS, SEED_METRICS
+from .sheets import COUNTER, ENERGY_SOURCES, INTEGRATED, Sheet, derive, fold_loose
 from .streams import BLOCK_STRIDE, Floats, Refs, Stream, Times, streams_of, totals
 
 PointsKept: TypeAlias = Literal["all", "other", "none"]
 
-COUNTER, INTEGRATED = 1.0, 2.0
-ENERGY_SOURCES = {COUNTER: "counter", INTEGRATED: "integrated"}
-
 NOT_FINITE = "the value is not a finite number, see points"
 COMPETING = "another series already fills this cell, see points"
-GAP_FACTOR = 3
-"""Power is integrated over gaps of at most this many typical intervals."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -126,34 +122,13 @@ class _Offer:
 
 
 @dataclass(slots=True)
-class _Sheet:
-    """Rows of one GPU: its times, and its columns on them."""
-
-    gpu: Gpu
-    times: Times
-    columns: dict[str, Floats] = field(default_factory=dict)
-
-    def column(self, name: str) -> Floats:
-        if name not in self.columns:
-            self.columns[name] = np.full(self.times.size, np.nan)
-        return self.columns[name]
-
-    def has(self, name: str) -> bool:
-        return name in self.columns and not np.isnan(self.columns[name]).all()
-
-    def where(self, keep: NDArray[np.bool_]) -> _Sheet:
-        columns = {name: values[keep] for name, values in self.columns.items()}
-        return _Sheet(self.gpu, self.times[keep], columns)
-
-
-@dataclass(slots=True)
 class _Grid:
     """Collects streams by GPU and column, then fills one sheet per GPU."""
 
     points: Points
     counts: Counter[str]
     offers: dict[Gpu, dict[str, list[_Offer]]] = field(default_factory=lambda: defaultdict(dict))
-    sheets: list[_Sheet] = field(default_factory=list)
+    sheets: list[Sheet] = field(default_factory=list)
     leftovers: list[Refs] = field(default_factory=list)
 
     def leave(self, stream: Stream, reason: str | None = None) -> None:
@@ -177,7 +152,7 @@ class _Grid:
     def fill(self) -> None:
         """Write every stream into its GPU's sheet."""
         for gpu, by_column in self.offers.items():
-            sheet = _Sheet(gpu, _union([o.times for offers in by_column.values() for o in offers]))
+            sheet = Sheet(gpu, _union([o.times for offers in by_column.values() for o in offers]))
             for column, offers in by_column.items():
                 served = self._one_producer(offers)
                 if column in CUMULATIVE_COLUMNS:
@@ -188,20 +163,16 @@ class _Grid:
 
     def fold(self) -> None:
         """Move rows without a GPU into the GPU's row where there is exactly one."""
-        folded = [sheet for sheets in self._by_reporter() for sheet in _folded(sheets)]
+        folded = [sheet for sheets in self._by_reporter() for sheet in fold_loose(sheets)]
         self.sheets = [sheet for sheet in folded if sheet.times.size]
 
     def derive(self, factors: Factors | None) -> None:
         """Compute what a reporter did not send from what it did."""
         for sheets in self._by_reporter():
-            sent = {name for sheet in sheets for name in CUMULATIVE_COLUMNS if sheet.has(name)}
-            for sheet in sheets:
-                _derive_memory_total(sheet)
-                if factors is not None:
-                    _derive_energy(sheet, sent, factors)
+            derive(sheets, factors)
 
-    def _by_reporter(self) -> Iterable[list[_Sheet]]:
-        by_reporter: dict[Reporter, list[_Sheet]] = defaultdict(list)
+    def _by_reporter(self) -> Iterable[list[Sheet]]:
+        by_reporter: dict[Reporter, list[Sheet]] = defaultdict(list)
         for sheet in self.sheets:
             by_reporter[sheet.gpu.reporter].append(sheet)
         return by_reporter.values()
@@ -217,13 +188,13 @@ class _Grid:
 
     def _one_producer(self, offers: list[_Offer]) -> list[_Offer]:
         """Of several metrics that mean the same, one serves the column, whoever came first."""
-        offers = sorted(offers, key=_name)
+        offers = sorted(offers, key=lambda offer: (not offer.stream.times.size, *_name(offer)))
         served = [offer for offer in offers if _name(offer)[:2] == _name(offers[0])[:2]]
         for offer in offers[len(served) :]:
             self.leave(offer.stream, COMPETING)
         return served
 
-    def _fill_gauge(self, sheet: _Sheet, column: str, offers: list[_Offer]) -> None:
+    def _fill_gauge(self, sheet: Sheet, column: str, offers: list[_Offer]) -> None:
         cells = sheet.column(column)
         for offer in offers:
             stream = offer.stream
@@ -241,7 +212,7 @@ def _name(offer: _Offer) -> tuple[str, ...]:
     return series.metric_name, series.scope_name, series.attributes, series.unit
 
 
-def _fill_cumulative(sheet: _Sheet, column: str, offers: list[_Offer]) -> None:
+def _fill_cumulative(sheet: Sheet, column: str, offers: list[_Offer]) -> None:
     """Attributes partition a sum (OTLP data model), so its streams add up."""
     observed = _union([offer.stream.times for offer in offers])
     sums = np.zeros(observed.size)
@@ -260,80 +231,6 @@ def _fill_cumulative(sheet: _Sheet, column: str, offers: list[_Offer]) -> None:
         sheet.column("energy:source")[rows] = np.where(integrated, INTEGRATED, COUNTER)
 
 
-def _derive_memory_total(sheet: _Sheet) -> None:
-    """dcgm-exporter sends parts: the total is used + free + reserved."""
-    free, reserved = (sheet.columns.pop(f"memory:{part}", None) for part in ("free", "reserved"))
-    used = sheet.columns.get("gpu_memory_used_mib")
-    if free is None or used is None or sheet.has("gpu_memory_total_mib"):
-        return
-    rest = 0.0 if reserved is None else np.nan_to_num(reserved)
-    sheet.columns["gpu_memory_total_mib"] = used + free + rest
-
-
-def _derive_energy(sheet: _Sheet, sent: Set[str], factors: Factors) -> None:
-    """Energy from power, then CO2 and cost from energy, each only where nobody sent it."""
-    columns = sheet.columns
-    if "energy_joules" not in sent and sheet.has("gpu_power_watts"):
-        columns["energy_joules"] = _integral(sheet.times, columns["gpu_power_watts"])
-        known = ~np.isnan(columns["energy_joules"])
-        columns["energy:source"] = np.where(known, INTEGRATED, np.nan)
-    energy = columns.get("energy_joules")
-    if energy is None:
-        return
-    if "co2_emissions_gco2e" not in sent:
-        columns["co2_emissions_gco2e"] = energy * factors.co2_g_per_joule
-    if "power_cost_usd" not in sent:
-        columns["power_cost_usd"] = energy * factors.cost_usd_per_joule
-
-
-def _integral(times: Times, watts: Floats) -> Floats:
-    """Joules since the first reading, by trapezoids; nothing is charged over long gaps."""
-    joules = np.full(times.size, np.nan)
-    known = ~np.isnan(watts)
-    seconds, power = np.diff(times[known]) / 1e9, watts[known]
-    if seconds.size:
-        seconds = np.where(seconds > GAP_FACTOR * np.median(seconds), 0.0, seconds)
-    joules[known] = np.concatenate([[0.0], np.cumsum(seconds * (power[1:] + power[:-1]) / 2)])
-    return joules
-
-
-def _folded(sheets: list[_Sheet]) -> list[_Sheet]:
-    """The sheets of one reporter, with what belongs to its only GPU moved there."""
-    with_gpu = [sheet for sheet in sheets if sheet.gpu.gpu_id is not None]
-    result = list(with_gpu)
-    for loose in (sheet for sheet in sheets if sheet.gpu.gpu_id is None):
-        candidates = [sheet for sheet in with_gpu if _may_share_host(loose.gpu, sheet.gpu)]
-        present = np.zeros(loose.times.size, dtype=int)
-        for sheet in candidates:
-            present += np.isin(loose.times, sheet.times)
-        moved = np.zeros(loose.times.size, dtype=bool)
-        for sheet in candidates:
-            moved |= _move(loose, sheet, present == 1)
-        result.append(loose.where(~moved))
-    return result
-
-
-def _may_share_host(loose: Gpu, gpu: Gpu) -> bool:
-    """A point that names its host belongs there; one that has only its resource's may not."""
-    resource_host = text_of(json.loads(loose.reporter[1]).get("host.name"))
-    return loose.host_name in (None, resource_host, gpu.host_name)
-
-
-def _move(loose: _Sheet, sheet: _Sheet, alone: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """Move rows of *loose* that *alone* marks and that take no occupied cell of *sheet*."""
-    here = alone & np.isin(loose.times, sheet.times)
-    rows = np.searchsorted(sheet.times, loose.times[here])
-    for name, values in loose.columns.items():
-        if name in sheet.columns:
-            here_free = np.isnan(sheet.columns[name][rows]) | np.isnan(values[here])
-            here[np.flatnonzero(here)[~here_free]] = False
-            rows = rows[here_free]
-    for name, values in loose.columns.items():
-        sent = ~np.isnan(values[here])
-        sheet.column(name)[rows[sent]] = values[here][sent]
-    return here
-
-
 def _rows(grid: _Grid, streams: list[Stream], points: Points, options: Options) -> Rows:
     sheets = grid.sheets or _empty_run(streams, options)
     names = {name for sheet in sheets for name in sheet.columns}
@@ -341,12 +238,7 @@ def _rows(grid: _Grid, streams: list[Stream], points: Points, options: Options) 
     sizes = np.array([sheet.times.size for sheet in sheets], dtype=np.int64)
     gpu_of_row = np.repeat(np.arange(len(sheets)), sizes)
     order = np.lexsort((_ranks(sheets)[gpu_of_row], times))
-    floats = {
-        name: np.concatenate(
-            [s.columns[name] if name in s.columns else np.full(s.times.size, np.nan) for s in sheets]
-        )[order]
-        for name in sorted(names)
-    }
+    floats = {name: np.concatenate([s.read(name) for s in sheets])[order] for name in sorted(names)}
     if options.zero_fill:
         for name in SEED_METRICS:
             floats[name] = np.nan_to_num(floats.get(name, np.zeros(times.size)), nan=0.0)
@@ -367,7 +259,7 @@ def _rows(grid: _Grid, streams: list[Stream], points: Points, options: Options) 
     )
 
 
-def _ranks(sheets: list[_Sheet]) -> NDArray[np.int64]:
+def _ranks(sheets: list[Sheet]) -> NDArray[np.int64]:
     """Order of the GPUs within an instant: no id first, then by id as text, then by owner."""
 
     def key(place: int) -> tuple[str, str, Reporter]:
@@ -387,7 +279,7 @@ def _kept(grid: _Grid, streams: list[Stream], kept: PointsKept) -> Refs:
     return np.unique(np.concatenate(parts))
 
 
-def _empty_run(streams: list[Stream], options: Options) -> list[_Sheet]:
+def _empty_run(streams: list[Stream], options: Options) -> list[Sheet]:
     """One row that identifies a run of which no GPU metric is known."""
     if options.empty_run_unix_nano is None:
         return []
@@ -402,7 +294,7 @@ def _empty_run(streams: list[Stream], options: Options) -> list[_Sheet]:
         host_name=text_of(json.loads(resource).get("host.name")),
         gpu_id=None,
     )
-    return [_Sheet(loose, np.array([options.empty_run_unix_nano], dtype=np.uint64))]
+    return [Sheet(loose, np.array([options.empty_run_unix_nano], dtype=np.uint64))]
 
 
 def _union(times: Iterable[Times]) -> Times:

@@ -137,7 +137,7 @@ def gather(batches: Iterator[PointBatch]) -> Points:
 def _packed(values: Sequence[Value], *, any_integer: bool) -> tuple[array[float], bool]:
     """*values* as float64, and whether that says everything about them."""
     try:
-        packed = array("d", values)  # type: ignore[arg-type]
+        packed: array[float] = array("d", values)  # type: ignore[arg-type]
     except (TypeError, OverflowError):
         return array("d", map(_as_float, values)), False
     return packed, not any_integer or all(-EXACT < value < EXACT for value in packed)
@@ -152,9 +152,10 @@ def _as_float(value: Value) -> float:
         return NO_VALUE
 
 
-def _special(values: Sequence[Value], first: int) -> Iterator[tuple[int, Distribution | int | None]]:
+def _special(
+    values: Sequence[Value], first: int
+) -> Iterator[tuple[int, Distribution | int | None]]:
     for index, value in enumerate(values, first):
-        if value is None or isinstance(value, Distribution):
-            yield index, value
-        elif isinstance(value, int) and not -EXACT < value < EXACT:
-            yield index, value
+        if isinstance(value, float) or (isinstance(value, int) and -EXACT < value < EXACT):
+            continue
+        yield index, value

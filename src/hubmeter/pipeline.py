@@ -199,9 +199,13 @@ def _rows_at(times_unix_nano: Collection[str], table: pa.Table) -> pa.Table:
 def _sink_for(settings: Settings, run_id: str) -> Sink:
     from .sinks.parquet_dir import ParquetDir
 
+    return ParquetDir(folder_of(settings, run_id))
+
+
+def folder_of(settings: Settings, run_id: str) -> Path:
+    """The folder that *settings* want the dataset of a run in."""
     # Unlike Path.expanduser() this takes the `~` of nobody as it stands.
-    folder = os.path.expanduser(fill_in(settings.to, run_id))  # noqa: PTH111
-    return ParquetDir(Path(folder).absolute())
+    return Path(os.path.expanduser(fill_in(settings.to, run_id))).absolute()  # noqa: PTH111
 
 
 def _metadata(settings: Settings, points: Points) -> dict[str, str]:

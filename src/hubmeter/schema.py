@@ -15,7 +15,7 @@ Type: TypeAlias = Literal[
 ]
 
 Semantic: TypeAlias = Literal["identity", "time", "gauge", "cumulative", "context", "point"]
-"""``cumulative`` columns only grow within a run and GPU: take max - min, never a sum of rows."""
+"""``cumulative`` columns grow within a run and GPU: take the largest value, never a sum of rows."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,7 +25,6 @@ class Column:
 
     Attributes:
         seed: One of the thirteen columns that smoltrace and TraceMind read.
-        repeats: Holds few distinct values, so that a dictionary is the best encoding.
     """
 
     name: str
@@ -34,45 +33,49 @@ class Column:
     meaning: str
     unit: str = ""
     seed: bool = False
-    repeats: bool = False
 
 
-def _seed(name: str, type_: Type, semantic: Semantic, unit: str, meaning: str, repeats: bool) -> Column:
-    return Column(name=name, type=type_, semantic=semantic, unit=unit, meaning=meaning,
-                  seed=True, repeats=repeats)  # fmt: skip
+def _seed(name: str, type_: Type, semantic: Semantic, unit: str, meaning: str) -> Column:
+    return Column(name=name, type=type_, semantic=semantic, unit=unit, meaning=meaning, seed=True)
 
 
-def _float(name: str, unit: str, meaning: str, semantic: Semantic = "gauge", repeats: bool = True) -> Column:
-    return Column(name=name, type="float64", semantic=semantic, unit=unit, meaning=meaning, repeats=repeats)
+def _float(name: str, unit: str, meaning: str, semantic: Semantic = "gauge") -> Column:
+    return Column(name=name, type="float64", semantic=semantic, unit=unit, meaning=meaning)
 
 
 def _text(name: str, meaning: str, semantic: Semantic = "context") -> Column:
-    return Column(name=name, type="string", semantic=semantic, meaning=meaning, repeats=True)
+    return Column(name=name, type="string", semantic=semantic, meaning=meaning)
 
 
 DEFAULT: tuple[Column, ...] = (
-    _seed("run_id", "string", "identity", "", "the run: resource run.id, else HUBMETER_RUN_ID, else a new UUID", True),
-    _seed("timestamp", "string", "time", "", "UTC, ISO 8601, six fractional digits and +00:00", False),
-    _seed("timestamp_unix_nano", "string", "time", "ns", "nanoseconds since 1970, as OTLP counts", False),
-    _seed("service_name", "string", "identity", "", "resource service.name", True),
-    _seed("gpu_id", "string", "identity", "", "NVML index; null: about the run, not one GPU", True),
-    _seed("gpu_name", "string", "identity", "", "product name", True),
-    _seed("co2_emissions_gco2e", "float64", "cumulative", "gCO2e", "emissions since the run began", False),
-    _seed("power_cost_usd", "float64", "cumulative", "USD", "cost of electricity since the run began", False),
-    _seed("gpu_utilization_percent", "float64", "gauge", "%", "share of time a kernel ran", True),
-    _seed("gpu_memory_used_mib", "float64", "gauge", "MiB", "memory in use", True),
-    _seed("gpu_memory_total_mib", "float64", "gauge", "MiB", "memory installed", True),
-    _seed("gpu_temperature_celsius", "float64", "gauge", "°C", "core temperature", True),
-    _seed("gpu_power_watts", "float64", "gauge", "W", "board power", False),
+    _seed("run_id", "string", "identity", "",
+          "the run: resource run.id, else HUBMETER_RUN_ID, else a new UUID"),
+    _seed("timestamp", "string", "time", "",
+          "UTC, ISO 8601, six fractional digits and +00:00"),
+    _seed("timestamp_unix_nano", "string", "time", "ns",
+          "nanoseconds since 1970, as OTLP counts"),
+    _seed("service_name", "string", "identity", "", "resource service.name"),
+    _seed("gpu_id", "string", "identity", "", "NVML index; null: about the run, not one GPU"),
+    _seed("gpu_name", "string", "identity", "", "product name"),
+    _seed("co2_emissions_gco2e", "float64", "cumulative", "gCO2e",
+          "emissions since the run began"),
+    _seed("power_cost_usd", "float64", "cumulative", "USD",
+          "cost of electricity since the run began"),
+    _seed("gpu_utilization_percent", "float64", "gauge", "%", "share of time a kernel ran"),
+    _seed("gpu_memory_used_mib", "float64", "gauge", "MiB", "memory in use"),
+    _seed("gpu_memory_total_mib", "float64", "gauge", "MiB", "memory installed"),
+    _seed("gpu_temperature_celsius", "float64", "gauge", "°C", "core temperature"),
+    _seed("gpu_power_watts", "float64", "gauge", "W", "board power"),
     _text("trace_id", "trace that ran at that instant; null: none or several"),
     _text("task_id", "task that ran at that instant; null: none or several"),
     _text("model", "model of that task"),
     _text("agent_type", "agent type of that task"),
-    _float("energy_joules", "J", "energy since the run began", "cumulative", repeats=False),
-    _text("energy_source", "counter: the driver's meter; integrated: from power; null: no energy", "identity"),
+    _float("energy_joules", "J", "energy since the run began", "cumulative"),
+    _text("energy_source", "counter: the driver's meter; integrated: from power; null: no energy",
+          "identity"),
     _float("gpu_utilization_max_percent", "%", "highest sample of the window"),
     _float("gpu_temperature_max_celsius", "°C", "highest sample of the window"),
-    _float("gpu_power_max_watts", "W", "highest sample of the window", repeats=False),
+    _float("gpu_power_max_watts", "W", "highest sample of the window"),
     _float("gpu_memory_utilization_percent", "%", "share of time memory was read or written"),
     _float("gpu_power_limit_watts", "W", "enforced power limit"),
     _float("gpu_sm_clock_mhz", "MHz", "clock of the streaming multiprocessors"),
@@ -86,22 +89,22 @@ DEFAULT: tuple[Column, ...] = (
 """Config ``default``: one row per run, resource, instant and GPU."""
 
 
-def _point(name: str, type_: Type, meaning: str, repeats: bool = False) -> Column:
-    return Column(name=name, type=type_, semantic="point", meaning=meaning, repeats=repeats)
+def _point(name: str, type_: Type, meaning: str, semantic: Semantic = "point") -> Column:
+    return Column(name=name, type=type_, semantic=semantic, meaning=meaning)
 
 
 POINTS: tuple[Column, ...] = (
-    _point("run_id", "string", "the run", True),
-    _point("timestamp", "string", "UTC, ISO 8601, six fractional digits and +00:00"),
-    _point("timestamp_unix_nano", "string", "nanoseconds since 1970"),
-    _point("start_time_unix_nano", "string", "start of a sum or histogram; null: unknown"),
-    _point("service_name", "string", "resource service.name", True),
-    _point("metric_name", "string", "as sent", True),
-    _point("unit", "string", "as sent (UCUM)", True),
-    _point("kind", "string", "gauge, sum, histogram, exponential_histogram or summary", True),
-    _point("temporality", "string", "delta or cumulative", True),
+    _point("run_id", "string", "the run"),
+    _point("timestamp", "string", "UTC, ISO 8601, six fractional digits and +00:00", "time"),
+    _point("timestamp_unix_nano", "string", "nanoseconds since 1970", "time"),
+    _point("start_time_unix_nano", "string", "start of a sum or histogram; null: unknown", "time"),
+    _point("service_name", "string", "resource service.name"),
+    _point("metric_name", "string", "as sent"),
+    _point("unit", "string", "as sent (UCUM)"),
+    _point("kind", "string", "gauge, sum, histogram, exponential_histogram or summary"),
+    _point("temporality", "string", "delta or cumulative"),
     _point("is_monotonic", "bool", "of sums"),
-    _point("scope_name", "string", "instrumentation scope", True),
+    _point("scope_name", "string", "instrumentation scope"),
     _point("value", "float64", "of gauges and sums; null: none recorded"),
     _point("value_int", "int64", "the same, exact, where it was sent as an integer"),
     _point("count", "uint64", "number of measurements"),
@@ -119,8 +122,8 @@ POINTS: tuple[Column, ...] = (
     _point("negative_bucket_counts", "list<uint64>", "exponential histogram: negative buckets"),
     _point("quantiles", "quantiles", "summary: quantile and value"),
     _point("flags", "int64", "OTLP data point flags; 1: no recorded value"),
-    _point("attributes", "string", "attributes of the data point, JSON", True),
-    _point("resource_attributes", "string", "attributes of the resource, JSON", True),
+    _point("attributes", "string", "attributes of the data point, JSON"),
+    _point("resource_attributes", "string", "attributes of the resource, JSON"),
     _point("exemplars", "string", "exemplars, JSON"),
 )  # fmt: skip
 """Config ``points``: complete data points that have no column in ``default``."""

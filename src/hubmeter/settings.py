@@ -43,8 +43,11 @@ class Setting:
 
 def _number(low: float, high: float) -> Callable[[str], float]:
     def parse(text: str) -> float:
-        value = float(text)
-        if not (math.isfinite(value) and low <= value <= high):
+        try:
+            value = float(text)
+        except ValueError:
+            value = math.nan
+        if not low <= value <= high:
             raise ValueError(f"expected a number from {low:g} to {high:g}")
         return value
 

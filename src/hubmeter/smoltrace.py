@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from opentelemetry.sdk.metrics.export import PeriodicExportingMetricReader
@@ -166,7 +166,7 @@ def flatten_metrics_for_hf(metric_data: Any) -> list[dict[str, Any]]:
     if not isinstance(metric_data, Mapping) or not metric_data:
         return []
     run_id = str(metric_data.get("run_id") or UNKNOWN)
-    points = gather(_requests(metric_data, run_id))
+    points = gather(JsonDecoder().decode_document({**metric_data, "run_id": run_id}))
     options = Options(run_id=run_id, factors=None, zero_fill=True, points="none")
     table = tables_of(points, options)["default"].select(SEED_COLUMNS)
     _report(points)
@@ -203,17 +203,6 @@ def _with_one_more_reader(original: Any, registration: Registration) -> type:
 def _run_id_of(resource: Any) -> str | None:
     run_id = getattr(resource, "attributes", {}).get("run.id")
     return str(run_id) if run_id else None
-
-
-def _requests(metric_data: Mapping[str, Any], run_id: str) -> Iterator[Any]:
-    """One batch per collection: two of them are two instants, however close they are."""
-    decoder = JsonDecoder()
-    collections = metric_data.get("resourceMetrics")
-    if not isinstance(collections, list):
-        yield decoder.decode(metric_data)
-        return
-    for collection in collections:
-        yield decoder.decode({"run_id": run_id, "resourceMetrics": [collection]})
 
 
 def _report(points: Points) -> None:

@@ -124,13 +124,16 @@ def _parts(
     starts = _starts(block)
     for series, places in _places(block).items():
         own_times = _columns(times, places)
-        yield series, _Part(
-            times=own_times,
-            aligned=own_times if aligned is times else _columns(aligned, places),
-            values=values[:, places].ravel(),
-            starts=_starts_at(starts, places, len(block)),
-            refs=refs[:, places].ravel(),
-            arrival=np.repeat(arrival, len(places)),
+        yield (
+            series,
+            _Part(
+                times=own_times,
+                aligned=own_times if aligned is times else _columns(aligned, places),
+                values=values[:, places].ravel(),
+                starts=_starts_at(starts, places, len(block)),
+                refs=refs[:, places].ravel(),
+                arrival=np.repeat(arrival, len(places)),
+            ),
         )
 
 

@@ -23,6 +23,7 @@ from opentelemetry.sdk.metrics.export import (
 )
 
 from ..batch import (
+    NO_RECORDED_VALUE,
     AttributesJson,
     Distribution,
     Extra,
@@ -167,7 +168,7 @@ def _number_batch(
 ) -> PointBatch | None:
     """The usual case, fast; None if any point is not the usual case."""
     times = {point.time_unix_nano for point in points}
-    if len(times) != 1 or any([point.exemplars for point in points]):
+    if len(times) != 1 or any(point.exemplars for point in points):
         return None
     [time] = times
     values = [point.value for point in points]
@@ -198,6 +199,8 @@ def _is_usable(point: Any) -> bool:
 
 
 def _value(point: Any) -> Value:
+    if _flags(point) & NO_RECORDED_VALUE:
+        return None
     if not hasattr(point, "value"):
         return _distribution(point)
     value = point.value
@@ -231,12 +234,16 @@ def _distribution(point: Any) -> Distribution:
 
 
 def _extra(point: Any) -> Extra | None:
-    flags = getattr(point, "flags", 0) or 0
+    flags = _flags(point)
     exemplars = getattr(point, "exemplars", None)
     if not flags and not exemplars:
         return None
     plain = canonical_json([_exemplar(exemplar) for exemplar in exemplars]) if exemplars else None
     return Extra(flags=flags, exemplars=plain)
+
+
+def _flags(point: Any) -> int:
+    return getattr(point, "flags", 0) or 0
 
 
 def _exemplar(exemplar: Any) -> dict[str, Any]:

@@ -174,12 +174,28 @@ def _open_pipeline(to: str | None, settings: dict[str, Any]) -> Pipeline | None:
 
 
 def _prepare_process() -> None:
-    # Without it pyarrow cannot be imported while the interpreter shuts down
-    # ("can't register atexit after shutdown"), which is when we need it.
-    import concurrent.futures.thread  # noqa: F401
-
     global _created  # noqa: PLW0603
     _created = True
+    _import_thread_pools()
+
+
+def _import_thread_pools() -> None:
+    """
+    Import what pyarrow cannot import while the interpreter shuts down, when we need it.
+
+    A provider starts a thread pool in each forked child (opentelemetry-sdk 1.45). If pools
+    are first imported after the provider was made, their hook to renew the pools' lock runs
+    after the provider's, and the child waits for ever for the lock that was taken for the
+    fork. So it is let go in between; hooks before a fork run last in, first out.
+    """
+    if "concurrent.futures.thread" in sys.modules:
+        return
+    if hasattr(os, "register_at_fork"):
+        os.register_at_fork(
+            before=lambda: thread._global_shutdown_lock.release(),  # noqa: PLW0108, SLF001
+            after_in_parent=lambda: thread._global_shutdown_lock.acquire(),  # noqa: PLW0108, SLF001
+        )
+    from concurrent.futures import thread
 
 
 def _stay_interrupted() -> None:
@@ -199,9 +215,10 @@ def _accepted(kind: type, **preference: Any) -> Any:
     """A preference for readers, or None if it is one at which the SDK would raise later."""
     [(name, value)] = preference.items()
     try:
-        InMemoryMetricReader(**preference)
+        _check(value or {}, Mapping)
         for one in (value or {}).values():
             _check(one, kind)
+        InMemoryMetricReader(**preference)
     except Exception as error:
         log.warning("hubmeter: %s=%r is ignored: %s", name, value, error)
         return None
@@ -314,8 +331,13 @@ def _added(
 
 def _reader(exporter: HubMetricExporter, export_interval_s: float | None) -> _Reader:
     try:
-        interval_ms = None if export_interval_s is None else float(export_interval_s) * 1e3
-        return _Reader(exporter, export_interval_millis=interval_ms)
+        if export_interval_s is None:
+            return _Reader(exporter)
+        interval_ms = float(export_interval_s) * 1e3
+        # The SDK itself refuses 0 and less, but takes "not a number" for "never".
+        return _Reader(
+            exporter, export_interval_millis=0 if math.isnan(interval_ms) else interval_ms
+        )
     except (TypeError, ValueError):
         log.warning("hubmeter: wrong export interval, using %d s", DEFAULT_INTERVAL_MS / 1e3)
         return _Reader(exporter, export_interval_millis=DEFAULT_INTERVAL_MS)

@@ -1,0 +1,257 @@
+"""
+Values of OTLP/JSON: names, attributes, times, numbers, distributions, exemplars. Pure.
+
+What is not what OTLP says is a :class:`BadPoint`, never another number.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from ..batch import (
+    DEEPEST,
+    NO_RECORDED_VALUE,
+    TOO_DEEP,
+    Distribution,
+    Extra,
+    Kind,
+    Value,
+    canonical_json,
+    finite,
+    writable,
+)
+
+BAD_TIME = "a timestamp is not an integer"
+BAD_NUMBER = "a value is not a number"
+
+
+class BadPoint(ValueError):
+    """One data point cannot be used; the message is the reason that is counted."""
+
+
+def name_of(value: Any) -> str:
+    """A name as text that can be stored; empty where it is none."""
+    return writable(str(value)) if isinstance(value, str | int | float) else ""
+
+
+def attributes_of(pairs: list[Any], depth: int = 0) -> dict[str, Any]:
+    """A list of OTLP KeyValues; of one key the last counts."""
+    objects = (pair for pair in pairs if isinstance(pair, Mapping))
+    return {name_of(pair.get("key")): any_value(pair.get("value"), depth) for pair in objects}
+
+
+def any_value(value: Any, depth: int = 0) -> Any:
+    """An OTLP AnyValue; the first of its fields that is not null."""
+    if not isinstance(value, Mapping):
+        return value
+    fields = ((kind, content) for kind, content in value.items() if content is not None)
+    match next(fields, None):
+        case None:
+            found: Any = None
+        case _ if depth > DEEPEST:
+            found = TOO_DEEP
+        case "intValue", str(text):
+            found = _or_as_sent(int, text)
+        case "doubleValue", int() | str() as number:
+            found = _or_as_sent(float, number)
+        case "arrayValue", Mapping() as array:
+            found = [any_value(item, depth + 1) for item in _list(array.get("values"))]
+        case "kvlistValue", Mapping() as pairs:
+            found = attributes_of(_list(pairs.get("values")), depth + 1)
+        case _, content:
+            found = content
+    return found
+
+
+def _or_as_sent(number: type[int | float], content: Any) -> Any:
+    try:
+        return number(content)
+    except (ValueError, OverflowError):
+        return content
+
+
+def _list(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else []
+
+
+def nanos_of(time: Any) -> int:
+    """Nanoseconds; 0 where there are none."""
+    if time is None or time == "":
+        return 0
+    if isinstance(time, bool) or not isinstance(time, int | str):
+        raise BadPoint(BAD_TIME)
+    try:
+        nanos = int(time)
+    except ValueError:
+        raise BadPoint(BAD_TIME) from None
+    if not 0 <= nanos < 2**64:
+        raise BadPoint(BAD_TIME)
+    return nanos
+
+
+def value_of(point: Mapping[str, Any], kind: Kind) -> Value:
+    """What was measured; integers stay integers."""
+    if _flags(point) & NO_RECORDED_VALUE:
+        return None
+    if kind in ("gauge", "sum"):
+        double, integer = point.get("asDouble"), point.get("asInt")
+        return _number(double) if double is not None else _integer(integer)
+    return _distribution(point, kind)
+
+
+def _number(value: Any) -> float | None:
+    """A double; "NaN" and "Infinity" are words in JSON."""
+    if value is None:
+        return None
+    try:
+        if isinstance(value, bool):
+            raise BadPoint(BAD_NUMBER)
+        return float(value)
+    except (TypeError, ValueError, OverflowError):
+        raise BadPoint(BAD_NUMBER) from None
+
+
+def _double(value: Any) -> float:
+    """A double that protobuf leaves out where it is 0."""
+    number = _number(value)
+    return 0.0 if number is None else number
+
+
+def _integer(value: Any) -> int | float | None:
+    if isinstance(value, bool):
+        raise BadPoint(BAD_NUMBER)
+    if value is None or isinstance(value, int):
+        return _in_range(value)
+    try:
+        return _in_range(int(value)) if isinstance(value, str) else _number(value)
+    except ValueError:
+        return _number(value)
+
+
+def _in_range(value: int | None) -> int | None:
+    if value is not None and not -(2**63) <= value < 2**64:
+        raise BadPoint(BAD_NUMBER)
+    return value
+
+
+def _distribution(point: Mapping[str, Any], kind: Kind) -> Distribution:
+    """
+    What *kind* has. As in protobuf, a count that is not there is 0.
+
+    ``sum``, ``min`` and ``max`` of histograms are optional: not there is not known.
+    """
+    count = _count(point.get("count")) or 0
+    if kind == "summary":
+        quantiles = _quantiles(point.get("quantileValues"))
+        return Distribution(count=count, sum=_double(point.get("sum")), quantiles=quantiles)
+    total = _number(point.get("sum"))
+    low, high = finite(_number(point.get("min"))), finite(_number(point.get("max")))
+    if kind == "histogram":
+        return Distribution(
+            count=count,
+            sum=total,
+            min=low,
+            max=high,
+            bucket_counts=_counts(point.get("bucketCounts")),
+            explicit_bounds=_numbers(point.get("explicitBounds")),
+        )
+    positive, negative = _buckets(point, "positive"), _buckets(point, "negative")
+    return Distribution(
+        count=count,
+        sum=total,
+        min=low,
+        max=high,
+        scale=_signed(point.get("scale")) or 0,
+        zero_count=_count(point.get("zeroCount")) or 0,
+        zero_threshold=_double(point.get("zeroThreshold")),
+        positive_offset=_signed(positive.get("offset")) or 0,
+        positive_bucket_counts=_counts(positive.get("bucketCounts")),
+        negative_offset=_signed(negative.get("offset")) or 0,
+        negative_bucket_counts=_counts(negative.get("bucketCounts")),
+    )
+
+
+def _buckets(point: Mapping[str, Any], key: str) -> Mapping[str, Any]:
+    found = point.get(key)
+    if found is not None and not isinstance(found, Mapping):
+        raise BadPoint(BAD_NUMBER)
+    return found or {}
+
+
+def _count(value: Any, limit: int = 2**64) -> int | None:
+    count = _whole(value)
+    if count is not None and not 0 <= count < limit:
+        raise BadPoint(BAD_NUMBER)
+    return count
+
+
+def _signed(value: Any) -> int | None:
+    number = _whole(value)
+    if number is not None and not -(2**31) <= number < 2**31:
+        raise BadPoint(BAD_NUMBER)
+    return number
+
+
+def _whole(value: Any) -> int | None:
+    number = _integer(value)
+    if isinstance(number, float):
+        if not number.is_integer():
+            raise BadPoint(BAD_NUMBER)
+        return int(number)
+    return number
+
+
+def _counts(values: Any) -> tuple[int, ...] | None:
+    return tuple(_count(value) or 0 for value in _items(values)) or None
+
+
+def _numbers(values: Any) -> tuple[float, ...] | None:
+    return tuple(_double(value) for value in _items(values)) or None
+
+
+def _quantiles(values: Any) -> tuple[tuple[float, float], ...] | None:
+    return tuple(
+        (_double(pair.get("quantile")), _double(pair.get("value")))
+        for pair in _items(values, Mapping)
+    ) or None  # fmt: skip
+
+
+def _items(values: Any, kind: type = object) -> list[Any]:
+    """The items of a repeated field, where null is not a value."""
+    items = [] if values is None else values
+    if not isinstance(items, list) or None in items or not all(isinstance(i, kind) for i in items):
+        raise BadPoint(BAD_NUMBER)
+    return items
+
+
+def extra_of(point: Mapping[str, Any]) -> Extra | None:
+    """Flags and exemplars of *point*, if it has any."""
+    flags, exemplars = _flags(point), _list(point.get("exemplars"))
+    if not flags and not exemplars:
+        return None
+    plain = canonical_json([_exemplar(exemplar) for exemplar in exemplars]) if exemplars else None
+    return Extra(flags=flags, exemplars=plain)
+
+
+def _exemplar(exemplar: Any) -> Any:
+    """As it was sent, but attributes are a plain object and numbers and ids have one form."""
+    if not isinstance(exemplar, Mapping):
+        return exemplar
+    forms: dict[str, Callable[[Any], Any]] = {
+        "timeUnixNano": str,
+        "asInt": str,
+        "asDouble": lambda value: _or_as_sent(float, value),
+        "spanId": lambda value: str(value).lower(),
+        "traceId": lambda value: str(value).lower(),
+    }
+    plain = {
+        key: forms[key](value) if key in forms and isinstance(value, str | int | float) else value
+        for key, value in exemplar.items()
+        if value not in (None, "")
+    }
+    return plain | {"filteredAttributes": attributes_of(_list(exemplar.get("filteredAttributes")))}
+
+
+def _flags(point: Mapping[str, Any]) -> int:
+    return _count(point.get("flags"), 2**32) or 0

@@ -1,0 +1,231 @@
+"""OTLP/JSON as the specification, Collectors and smoltrace write it."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from hubmeter.batch import Distribution
+from hubmeter.convert import flatten, read_points
+from hubmeter.decode.otlp_json import JsonDecoder
+from hubmeter.errors import DecodeError, SettingsError
+from makers import (
+    SECOND,
+    T0,
+    UTIL,
+    decoded,
+    gauge,
+    point,
+    request,
+    rows,
+    sdk_data,
+    sdk_gauge,
+    sdk_number,
+    total,
+)
+
+
+def decode(*metrics, **envelope):
+    return JsonDecoder().decode(request(*metrics, **envelope))
+
+
+@pytest.mark.parametrize(
+    ("sent", "value"),
+    [
+        ({"asInt": "5"}, 5), ({"asInt": 5}, 5), ({"asInt": 5.0}, 5.0), ({"asInt": "0"}, 0),
+        ({"asDouble": 5}, 5.0), ({"asDouble": "5.5"}, 5.5), ({"asDouble": 0}, 0.0),
+        ({"asInt": None, "asDouble": 1.5}, 1.5), ({"asInt": "7", "asDouble": None}, 7),
+        ({"asInt": None, "asDouble": None}, None), ({}, None), ({"asInt": "5", "flags": 1}, None),
+        ({"asInt": str(2**63 - 1)}, 2**63 - 1), ({"asInt": -(2**63)}, -(2**63)),
+        ({"asDouble": "Infinity"}, float("inf")), ({"asDouble": "-Infinity"}, float("-inf")),
+    ],
+)  # fmt: skip
+def test_number(sent, value) -> None:
+    """Integers and doubles keep their type; either may be null."""
+    [found] = decode(gauge("m", "", {"timeUnixNano": str(T0), **sent})).values
+
+    assert (found, type(found)) == (value, type(value))
+
+
+@pytest.mark.parametrize("time", [T0, str(T0), 2**64 - 1])
+def test_time_is_a_string_or_a_number(time) -> None:
+    """64-bit integers come either way."""
+    batch = decode(gauge("m", "", {"timeUnixNano": time, "asInt": 1}))
+
+    assert list(batch.times_unix_nano) == [int(time)]
+
+
+@pytest.mark.parametrize(
+    ("word", "temporality"),
+    [(1, "delta"), ("1", "delta"), ("AGGREGATION_TEMPORALITY_DELTA", "delta"), (2, "cumulative"),
+     (0, "cumulative"), (None, "cumulative"), ("x", "cumulative"), ([], "cumulative")],
+)  # fmt: skip
+def test_temporality(word, temporality) -> None:
+    """Enumerations come as numbers or names; unspecified is read as cumulative."""
+    [series] = decode(total("m", "", point(1), temporality=word)).layout.series
+
+    assert series.temporality == temporality
+
+
+def test_envelope_of_smoltrace() -> None:
+    """Its run_id and aggregates stand beside resourceMetrics."""
+    sent = {**request(gauge(UTIL, "%", point(1, gpu=0)), run_id="r"), "aggregates": {"x": 1}}
+
+    assert rows(sent)[0]["run_id"] == "r"
+
+
+def test_unknown_fields_are_ignored() -> None:
+    """Tomorrow's fields do not break today."""
+    sent = request(gauge("m", "", {**point(1), "tomorrow": {}}) | {"metadata": [{}]})
+
+    assert len(decoded(sent).blocks) == 1
+
+
+def test_absent_parts_are_empty() -> None:
+    """Resource, scope, unit and attributes may be missing altogether."""
+    sent = {
+        "resourceMetrics": [
+            {
+                "scopeMetrics": [
+                    {
+                        "metrics": [
+                            {
+                                "name": "m",
+                                "gauge": {"dataPoints": [{"timeUnixNano": "5", "asInt": 1}]},
+                            }
+                        ]
+                    }
+                ]
+            }
+        ]
+    }
+    [series] = JsonDecoder().decode(sent).layout.series
+
+    assert (series.resource, series.scope_name, series.unit, series.attributes) == (
+        "{}",
+        "",
+        "",
+        "{}",
+    )
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        ({"doubleValue": 1}, "1.0"), ({"doubleValue": "NaN"}, '"NaN"'), ({"intValue": 1}, "1"),
+        ({"intValue": "x"}, '"x"'), ({"arrayValue": {}}, "[]"), ({"kvlistValue": {}}, "{}"),
+        ({"kvlistValue": {"values": None}}, "{}"), ({}, "null"), (None, "null"),
+        ({"stringValue": None, "intValue": "2"}, "2"), ({"boolValue": False}, "false"),
+    ],
+)  # fmt: skip
+def test_attribute_value(value, text: str) -> None:
+    """Collectors leave out what is empty, and write whole doubles without a point."""
+    one = {**point(1), "attributes": [{"key": "a", "value": value}]}
+    [series] = decode(gauge("m", "", one)).layout.series
+
+    assert series.attributes == f'{{"a":{text}}}'
+
+
+def test_of_a_duplicate_attribute_the_last_counts() -> None:
+    """OTLP forbids it, senders do it."""
+    twice = [{"key": "a", "value": {"intValue": n}} for n in (1, 2)]
+    [series] = decode(gauge("m", "", {**point(1), "attributes": twice})).layout.series
+
+    assert series.attributes == '{"a":2}'
+
+
+def test_order_of_attributes_does_not_matter() -> None:
+    """Equal sets are one series."""
+    first, second = decode(gauge("m", "", point(1, a=1, b=2), point(2, b=2, a=1))).layout.series
+
+    assert first is second
+
+
+def test_numbers_that_protobuf_leaves_out_are_zero() -> None:
+    """In JSON made from protobuf, a count of 0 is not there."""
+    data = {"dataPoints": [{"timeUnixNano": "5"}]}
+    batch = decode({"name": "a", "exponentialHistogram": data}, {"name": "b", "histogram": data})
+
+    assert list(batch.values) == [
+        Distribution(count=0, scale=0, zero_count=0, zero_threshold=0.0, positive_offset=0,
+                     negative_offset=0),
+        Distribution(count=0),
+    ]  # fmt: skip
+
+
+def test_minus_zero_keeps_its_sign() -> None:
+    """A number is what was sent, to the last bit."""
+    data = {"dataPoints": [{"timeUnixNano": "5", "explicitBounds": [-0.0]}]}
+    [value] = decode({"name": "h", "histogram": data}).values
+
+    assert str(value.explicit_bounds) == "(-0.0,)"
+
+
+def test_layouts_repeat() -> None:
+    """The same series in the same order share one layout object."""
+    decoder = JsonDecoder()
+    first, second = (
+        decoder.decode(request(gauge(UTIL, "%", point(n, T0 + n, gpu=0)))) for n in (1, 2)
+    )
+
+    assert first.layout is second.layout
+
+
+def test_points_of_one_time_share_it() -> None:
+    """One time per collection is stored once."""
+    batch = decode(gauge(UTIL, "%", point(1, gpu=0), point(2, gpu=1)))
+
+    assert list(batch.times_unix_nano) == [T0]
+
+
+DOCUMENT = [request(gauge(UTIL, "%", point(n, T0 + n * SECOND, gpu=0))) for n in range(3)]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "\n".join(map(json.dumps, DOCUMENT)),
+        "\r\n".join(map(json.dumps, DOCUMENT)) + "\r\n\r\n",
+        json.dumps(DOCUMENT),
+        json.dumps(DOCUMENT, indent=2),
+        "\ufeff" + json.dumps(DOCUMENT),
+        " \n" + json.dumps(DOCUMENT),
+    ],
+    ids=["lines", "crlf", "list", "indented", "bom", "space"],
+)
+def test_documents_and_lines(text: str, tmp_path) -> None:
+    """One document, a list of them, or one per line; as text, bytes or file."""
+    path = tmp_path / "metrics.jsonl"
+    path.write_bytes(text.encode())
+    expected = flatten(DOCUMENT, run_id="run")
+
+    for source in (text, text.encode(), bytearray(text.encode()), path, str(path), [path]):
+        assert flatten(source, run_id="run").equals(expected)
+
+
+def test_parts_of_a_list_share_their_layout() -> None:
+    """A list of dictionaries is as compact as a file."""
+    assert len(read_points(DOCUMENT).blocks) == 1
+    collections = [sdk_data(sdk_gauge("m", "", sdk_number(n, T0 + n))) for n in range(3)]
+    assert [len(block) for block in read_points([*DOCUMENT, *collections]).blocks] == [3, 3]
+
+
+def test_flatten_tells_what_it_cannot_read() -> None:
+    """By type."""
+    with pytest.raises(DecodeError, match="float"):
+        flatten(1.5)
+
+
+def test_flatten_knows_its_configs() -> None:
+    """A wrong config is named together with the right ones."""
+    with pytest.raises(SettingsError, match=r"'rows'.*default, points"):
+        flatten(DOCUMENT, config="rows")
+
+
+def test_flatten_takes_settings() -> None:
+    """By name, like every other way in."""
+    [row] = flatten(DOCUMENT[0], run_id="r", missing="zero").to_pylist()
+
+    assert (row["run_id"], row["gpu_memory_used_mib"]) == ("r", 0.0)
+    assert flatten(DOCUMENT[0], config="points", points="all").num_rows == 1

@@ -1,0 +1,79 @@
+"""What an import of hubmeter costs the program that does it."""
+
+import subprocess
+import sys
+from statistics import median
+
+from observed import run, undisturbed  # noqa: F401
+
+HEAVY = ["pyarrow", "numpy", "datasets", "huggingface_hub", "pynvml", "gradio", "grpc", "pandas",
+         "duckdb", "plotly", "yaml", "click", "concurrent.futures.thread"]  # fmt: skip
+
+
+def loaded_by(code: str) -> list[str]:
+    """The heavy modules that *code* loads."""
+    checked = f"{code}\nimport sys\nprint([m for m in {HEAVY} if m in sys.modules])"
+    ended = run([sys.executable, "-c", checked])
+    assert ended.returncode == 0, ended.stderr
+    return eval(ended.stdout)
+
+
+def test_importing_loads_nothing_heavy() -> None:
+    """Not even the OpenTelemetry SDK: names are imported when they are used."""
+    assert loaded_by("import hubmeter") == []
+    assert loaded_by("import hubmeter, sys; assert 'opentelemetry' not in sys.modules") == []
+
+
+def test_the_exporter_loads_nothing_that_its_sdk_does_not() -> None:
+    """Arrow and its relatives are loaded when there is something to publish."""
+    sdk = loaded_by("import opentelemetry.sdk.metrics.export")
+    assert loaded_by("from hubmeter import HubMetricExporter, attach") == sdk
+
+
+def test_an_exporter_at_work_does_not_load_numpy() -> None:
+    """A program decides how many threads numpy gets, so numpy is its to load."""
+    code = """
+from hubmeter import HubMetricExporter
+from opentelemetry.sdk.metrics.export import InMemoryMetricReader
+from opentelemetry.sdk.metrics import MeterProvider
+reader = InMemoryMetricReader()
+MeterProvider([reader]).get_meter("t").create_gauge("gen_ai.gpu.power", "W").set(1)
+exporter = HubMetricExporter("data", pue=1)
+exporter.export(reader.get_metrics_data())
+import atexit; atexit.unregister(exporter._publish_at_exit)
+"""
+    assert set(loaded_by(code)) <= {"concurrent.futures.thread"}
+
+
+def test_importing_costs_little_beyond_the_sdk() -> None:
+    """The budget is 30 ms; this allows for a machine that is busy."""
+    assert _seconds("import hubmeter") <= 0.03
+    assert _seconds("from hubmeter import HubMetricExporter") <= 0.15
+
+
+def _seconds(statement: str) -> float:
+    code = f"""
+import opentelemetry.sdk.metrics.export, opentelemetry.sdk.resources, time
+start = time.perf_counter()
+{statement}
+print(time.perf_counter() - start)
+"""
+    command = [sys.executable, "-c", code]
+    return median(float(subprocess.check_output(command)) for _ in range(3))
+
+
+def test_every_public_name_can_be_imported() -> None:
+    """The names that the package promises exist, and others are an AttributeError."""
+    code = """
+import hubmeter
+for name in hubmeter.__all__:
+    assert callable(getattr(hubmeter, name)), name
+assert set(hubmeter.__all__) <= set(dir(hubmeter))
+assert hubmeter.__version__
+try:
+    hubmeter.nothing
+except AttributeError as error:
+    print(error)
+"""
+    ended = run([sys.executable, "-c", code])
+    assert ended.stdout == "module 'hubmeter' has no attribute 'nothing'\n", ended.stderr

@@ -1,0 +1,169 @@
+"""Points at rest: exact, compact, and unaffected by what comes later."""
+
+from __future__ import annotations
+
+import gc
+import tracemalloc
+from array import array
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from hubmeter.batch import Distribution, Extra, PointBatch, Series, SeriesLayout
+from hubmeter.ledger import Ledger, gather
+from makers import CO2, COST, POWER, SECOND, T0, TEMP, USED, UTIL, tables
+
+TOTAL = "gen_ai.gpu.memory.total"
+
+
+def series(name: str, gpu: int = 0) -> Series:
+    kind = "sum" if name in (CO2, COST) else "gauge"
+    return Series(resource="{}", scope_name="", metric_name=name, unit="", kind=kind,
+                  temporality="cumulative" if kind == "sum" else None,
+                  attributes=f'{{"gpu_id":"{gpu}"}}')  # fmt: skip
+
+
+ONE = SeriesLayout((series("m"),))
+
+
+def batch(*values, time: int = T0, layout: SeriesLayout | None = None, **more) -> PointBatch:
+    layout = layout or SeriesLayout(tuple(series("m", gpu) for gpu in range(len(values))))
+    return PointBatch(layout=layout, times_unix_nano=(time,), values=values, **more)
+
+
+def stored(*batches: PointBatch) -> list:
+    """What is read back, in order."""
+    [block] = gather(iter(batches)).blocks
+    width = len(block.layout.series)
+    found = []
+    for index in range(len(block.values)):
+        kinds = [kinds for first, kinds in block.integers if first <= index // width][-1]
+        found.append(block.value(index, kinds))
+    return found
+
+
+VALUES = (
+    st.none()
+    | st.integers(-(2**63), 2**64 - 1)
+    | st.floats(allow_nan=False)
+    | st.builds(Distribution, count=st.integers(0, 9))
+)
+
+
+@given(st.lists(st.tuples(VALUES, VALUES, VALUES), min_size=1, max_size=8))
+def test_values_come_back_as_they_were(values) -> None:
+    """Integers of any size, floats, distributions and nothing, with their types."""
+    layout = SeriesLayout(tuple(series("m", gpu) for gpu in range(3)))
+    expected = [value for three in values for value in three]
+    found = stored(*(batch(*three, layout=layout) for three in values))
+
+    assert [(type(value), value) for value in found] == [(type(v), v) for v in expected]
+
+
+@pytest.mark.parametrize("value", [2**53 - 1, 2**53, 2**53 + 1, -(2**53) - 1, 10**400])
+def test_large_integers_are_exact(value: int) -> None:
+    """Where float64 ends, they are kept beside it."""
+    assert stored(batch(value, 1.5)) == [value, 1.5]
+
+
+def test_snapshot_does_not_change_any_more() -> None:
+    """A reader sees the run as it was when it asked."""
+    ledger = Ledger()
+    first = batch(
+        1, 2**60, start_times_unix_nano=(1, 1), extras={0: Extra(flags=2)}, skipped={"x": 1}
+    )
+    ledger.append(first)
+    snapshot = ledger.snapshot()
+    before = tables(snapshot, points="all")
+    for step in range(1, 100):
+        ledger.append(batch(1.5 * step, None, time=T0 + step * SECOND, layout=first.layout,
+                            start_times_unix_nano=(step, step), extras={1: Extra(flags=1)},
+                            skipped={"x": 1}))  # fmt: skip
+    ledger.append(batch(5))
+
+    assert tables(snapshot, points="all") == before
+    assert snapshot.skipped == {"x": 1}
+    assert len(ledger.snapshot().blocks) == 2
+    assert len(ledger) == 201
+
+
+def test_reading_a_snapshot_does_not_stop_the_ledger() -> None:
+    """A buffer that somebody looks at cannot grow; so nobody looks at ours."""
+    ledger = Ledger()
+    ledger.append(batch(1.0, layout=ONE))
+    views = [memoryview(block.values) for block in ledger.snapshot().blocks]
+    ledger.append(batch(2.0, layout=ONE))
+
+    assert (len(ledger), len(views[0])) == (2, 1)
+
+
+def test_empty_batches_only_count() -> None:
+    """A request without a usable point leaves its reasons."""
+    ledger = Ledger()
+    ledger.append(
+        PointBatch(layout=SeriesLayout(()), times_unix_nano=(), values=(), skipped={"x": 2})
+    )
+
+    assert (len(ledger), ledger.snapshot().blocks, ledger.snapshot().skipped) == (0, (), {"x": 2})
+
+
+@pytest.mark.parametrize(
+    "broken",
+    [batch(2.0, time=-1, layout=ONE), batch(2.0, time=2**64, layout=ONE),
+     batch(2.0, layout=ONE, start_times_unix_nano=(-1,)), batch("x", layout=ONE)],
+)  # fmt: skip
+def test_a_batch_is_taken_whole_or_not_at_all(broken: PointBatch) -> None:
+    """A batch that cannot be stored leaves no half behind."""
+    ledger = Ledger()
+    ledger.append(batch(1.0, layout=ONE))
+    with pytest.raises((OverflowError, ValueError, TypeError)):
+        ledger.append(broken)
+    ledger.append(batch(3.0, time=T0 + SECOND, layout=ONE))
+    _, points = tables(ledger.snapshot())
+
+    assert [row["value"] for row in points] == [1, 3]
+
+
+def test_shared_and_single_times_are_separate_blocks() -> None:
+    """One layout may tell time in two ways."""
+    layout = SeriesLayout((series("a"), series("b")))
+    both = [batch(1, 2, layout=layout),
+            PointBatch(layout=layout, times_unix_nano=[T0 + 1, T0 + 2], values=[3, 4])]  # fmt: skip
+
+    assert [block.shares_time for block in gather(iter(both)).blocks] == [True, False]
+    assert len(tables(gather(iter(both)))[1]) == 4
+
+
+@pytest.mark.parametrize("is_delta", [False, True])
+def test_memory_per_row(is_delta: bool) -> None:
+    """Eight GPUs with seven metrics: less than 100 bytes for each row."""
+    names = (UTIL, USED, TOTAL, TEMP, POWER, CO2, COST)
+    layout = SeriesLayout(tuple(series(name, gpu) for gpu in range(8) for name in names))
+    collections, values = 2000, [float(n) for n in range(56)]
+    ledger = Ledger()
+    gc.collect()
+    tracemalloc.start()
+    try:
+        for n in range(collections):
+            start = T0 + n * SECOND if is_delta else T0
+            starts = tuple(start if one.kind == "sum" else 0 for one in layout.series)
+            ledger.append(PointBatch(layout=layout, times_unix_nano=(T0 + n * SECOND,),
+                                     values=values, start_times_unix_nano=starts))  # fmt: skip
+        del starts
+        used, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+
+    assert len(ledger) == collections * 56
+    assert used / (collections * 8) < (150 if is_delta else 100)
+
+
+def test_start_times_are_compared_by_value() -> None:
+    """Whatever sequence a decoder makes of them, equal ones are stored once."""
+    starts = [(1,), [1], array("Q", [1])]
+    [block] = gather(
+        batch(n, layout=ONE, start_times_unix_nano=s) for n, s in enumerate(starts)
+    ).blocks
+
+    assert len(block.starts) == 1
