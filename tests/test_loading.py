@@ -27,6 +27,7 @@ ONLY_METRICS = {
     "OTEL_METRICS_EXPORTER": "hubmeter",
     "OTEL_TRACES_EXPORTER": "none",
     "OTEL_LOGS_EXPORTER": "none",
+    "OTEL_PYTHON_DISABLED_INSTRUMENTATIONS": "*",  # those of smoltrace's many dependencies
     "HUBMETER_GPUS": "none",
 }
 

@@ -140,7 +140,8 @@ def _packed(values: Sequence[Value], *, any_integer: bool) -> tuple[array[float]
         packed: array[float] = array("d", values)  # type: ignore[arg-type]
     except (TypeError, OverflowError):
         return array("d", map(_as_float, values)), False
-    return packed, not any_integer or all(-EXACT < value < EXACT for value in packed)
+    # A NaN may make this False where it need not be; then a closer look follows.
+    return packed, not any_integer or (min(values) > -EXACT and max(values) < EXACT)  # type: ignore[type-var,operator]
 
 
 def _as_float(value: Value) -> float:
