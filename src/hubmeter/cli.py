@@ -7,10 +7,13 @@ Exit codes: 0 done, 1 an error (one line says which), 2 wrong usage, 130 interru
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Callable
 from functools import wraps
 from pathlib import Path
+from shlex import quote
+from shutil import which
 from typing import IO, TYPE_CHECKING, Any
 
 import click
@@ -122,11 +125,14 @@ def demo(to: str, seconds: float, gpus: int) -> None:
     click.echo(gpu_text(summarize(result.rows)))
     if set(Path(to).glob("data/*/*/*.parquet")) == before:
         raise _Failure(f"the dataset was not written to {to}: see the message above")
+    program, python = _callable("hubmeter"), _callable("python")
     shown = json.dumps(to)
     _say("")
     _say(f"the dataset is in {to}: {result.rows.num_rows} rows. What next:")
-    _say(f"  hubmeter summary {to} --format json")
-    _say(f"  python -c 'from datasets import load_dataset; print(load_dataset({shown}))'")
+    _say(f"  {program} summary {quote(to)} --format json")
+    _say(
+        f"  {python} -c {quote(f'from datasets import load_dataset; print(load_dataset({shown}))')}"
+    )
     _say("  OTEL_METRICS_EXPORTER=hubmeter opentelemetry-instrument python your_agent.py")
 
 
@@ -246,6 +252,15 @@ def _print_finding(finding: Finding) -> None:
     click.echo(f"{MARKS[finding.state]:>2}  {finding.subject}: {finding.text}")
     if finding.advice:
         click.echo(f"      -> {finding.advice}")
+
+
+def _callable(name: str) -> str:
+    """How to call a program of this environment, also if nobody activated it."""
+    own = Path(sys.executable).with_name(name)
+    found = which(name)
+    if found is not None and Path(found).absolute() == own.absolute():
+        return name
+    return os.path.relpath(own) if own.is_relative_to(Path.cwd()) else str(own)
 
 
 def _say(line: str) -> None:
