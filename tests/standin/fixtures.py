@@ -1,5 +1,6 @@
 """pytest fixtures around the stand-in driver; import them all into a conftest."""
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -35,4 +36,6 @@ def _build(folder: Path, *, old_driver: bool) -> Path:
     try:
         return compile_standin(folder, old_driver=old_driver, soname=False)
     except CompilerMissing as missing:
+        if os.environ.get("HUBMETER_TESTS_NEED_COMPILER"):
+            raise
         pytest.skip(f"NOTHING ABOUT REAL NVML CALLS IS TESTED: {missing}")
