@@ -38,6 +38,8 @@ clean: ## Remove the environment and caches
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
 
 $(VENV)/.created:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
+	  { echo "$(PYTHON) is too old: make PYTHON=python3.10 or newer" >&2; exit 1; }
 	@echo "creating $(VENV)" >&2
 	@$(PYTHON) -m venv $(VENV)
 	@$(PIP) install --upgrade pip

@@ -226,7 +226,7 @@ def test_snake_case_is_counted_with_the_right_word() -> None:
         read_points({"resource_metrics": []})
 
 
-@pytest.mark.parametrize("bad", [b"{", b"\xff\xfe\xfd", b'{"a": \xff}', b"[" * 5000, b"9" * 5000])
+@pytest.mark.parametrize("bad", [b"{", b"\xff\xfe\xfd", b'{"a": \xff}', b"[" * 5000])
 def test_a_broken_line_costs_itself(bad: bytes) -> None:
     """As a Collector leaves it when it is killed, or worse."""
     good = json.dumps(request(gauge(UTIL, "%", point(1, gpu=0)))).encode()

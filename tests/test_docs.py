@@ -131,4 +131,4 @@ def test_the_architecture_names_every_module() -> None:
     package = ROOT / "src" / "hubmeter"
     for path in package.rglob("*.py"):
         if not path.name.startswith("__"):
-            assert re.search(rf"\b{path.stem}\b", text), path
+            assert re.search(rf"`([a-z_]+/)?{path.stem}`", text), path

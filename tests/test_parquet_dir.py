@@ -274,7 +274,7 @@ def test_duckdb_runs_the_query_of_the_card(folder: Path, monkeypatch: pytest.Mon
     monkeypatch.chdir(folder)
     query = (folder / "README.md").read_text().split("```sql\n")[1].split("```")[0]
 
-    assert duckdb.sql(query).fetchall() == [("0", None, 0.0)]
+    assert duckdb.sql(query).fetchall() == [("r1", "0", None, 0.0)]
 
 
 LOADER = """

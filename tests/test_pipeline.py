@@ -75,17 +75,20 @@ def test_a_destination_that_refuses_leaves_the_rows_readable() -> None:
 
 
 def test_a_late_batch_is_refused_aloud_and_kept() -> None:
-    """Whoever exports late learns that it is not published; the rows can be read."""
+    """Whoever closes late learns that it is not published; the rows can be read."""
     shelf = Shelf()
     pipeline = Pipeline(Settings(), sink=shelf)
     first, second, third = batches(1, 2, 3)
     pipeline.consume(first)
     pipeline.close(soon())
+    pipeline.consume(second)
     shelf.is_full = True
     with pytest.raises(PublishError):
-        pipeline.consume(second)
+        pipeline.close(soon())
     shelf.is_full = False
     pipeline.consume(third)
+    pipeline.close(soon())
+    pipeline.close(soon())
 
     assert pipeline.table()["gpu_power_watts"].to_pylist() == [1, 2, 3]
     assert [shard.rows for shard in shelf.shards] == [1, 1]
@@ -106,8 +109,10 @@ def test_a_late_batch_without_points_is_no_shard() -> None:
         skipped={"broken": 1},
     )
     pipeline.consume(empty)
+    pipeline.close(soon())
     assert len(shelf.shards) == 1
     pipeline.consume(batch)
+    pipeline.close(soon())
     assert len(shelf.shards) == 2
 
 
@@ -119,19 +124,26 @@ def test_points_that_nobody_keeps_are_no_late_shard() -> None:
     machine = Machine()
     machine.meter.create_histogram("latency").record(1)
     pipeline.consume(SdkDecoder().decode(machine.collect()))
+    pipeline.close(soon())
 
     assert len(shelf.shards) == 1
 
 
-def test_late_batches_at_once_have_different_names() -> None:
-    """However many threads come late, no shard replaces another."""
+def test_late_batches_are_published_once_each() -> None:
+    """However many threads come late and close, each row is in one shard."""
     shelf = Shelf()
     pipeline = Pipeline(Settings(), sink=shelf)
     pipeline.close(soon())
-    with ThreadPoolExecutor(8) as pool:
-        list(pool.map(pipeline.consume, batches(*range(40))))
 
-    assert len({shard.name for shard in shelf.shards}) == 41
+    def come_late(batch: PointBatch) -> None:
+        pipeline.consume(batch)
+        pipeline.close(soon())
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(come_late, batches(*range(40))))
+
+    assert sum(shard.rows for shard in shelf.shards) == 41
+    assert len({shard.name for shard in shelf.shards}) == len(shelf.shards)
 
 
 def test_closing_from_many_threads_publishes_once() -> None:
@@ -192,6 +204,7 @@ def test_the_metadata_of_a_late_shard_count_its_own_points(tmp_path: Path) -> No
     pipeline.consume(second)
     pipeline.close(soon())
     pipeline.consume(third)
+    pipeline.close(soon())
 
     received = [
         int(pq.read_metadata(path).metadata[b"hubmeter.points_received"])

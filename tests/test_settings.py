@@ -115,7 +115,7 @@ def test_an_argument_of_a_wrong_type_is_one_problem(value: Any) -> None:
 
     assert loaded.to == "./hubmeter-data"
     [problem] = loaded.problems
-    assert problem.endswith("expected text or a number")
+    assert "expected text or a number; instead: " in problem
 
 
 def test_arguments_may_have_the_types_that_one_expects() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pyarrow as pa
 import pytest
 
 from hubmeter.batch import PointBatch, Series, SeriesLayout
@@ -91,16 +92,50 @@ def test_totals_add_the_highest_value_of_each_run_and_gpu() -> None:
 
 def test_what_a_run_reports_as_a_whole_is_not_added_to_its_gpus() -> None:
     """
-    A row without a GPU counts only where the GPUs have no value of their own.
+    The whole or the sum of the GPUs counts, whichever is more; never both.
     """
     both = [batch(0, gpu=g, gen_ai_co2_emissions=5.0, gen_ai_gpu_power=1) for g in "01"]
     whole = batch(0, gpu=None, gen_ai_co2_emissions=99.0, gen_ai_power_cost=7.0)
 
     found = summary_of(*both, whole)
 
-    assert found.totals.co2_gco2e == 10
+    assert found.totals.co2_gco2e == 99
     assert found.totals.cost_usd == 7
+    assert summary_of(*both).totals.co2_gco2e == 10
     assert found.totals.gpus == 2
+
+
+def test_processes_one_after_the_other_in_one_run_add_up() -> None:
+    """
+    A total that falls once is a restart: 400 J, then 200 J are 600 J, and a note says so.
+    """
+    first = [batch(s, gen_ai_gpu_energy=10.0 * s) for s in range(41)]
+    second = [batch(50 + s, gen_ai_gpu_energy=10.0 * s) for s in range(21)]
+
+    rows = [
+        default_table(flatten_points(gather(iter(part)), Options(run_id="x")))
+        for part in (first, second)
+    ]
+    found = summarize(pa.concat_tables(rows))
+
+    assert found.totals.energy_joules == 600
+    assert "fell 1 times" in found.notes[0]
+
+
+def test_processes_side_by_side_on_one_gpu_are_not_added() -> None:
+    """
+    Two that meter the same GPU at once would count its energy twice.
+    """
+    early = [batch(s, gen_ai_gpu_energy=10.0 * s) for s in range(40)]
+    late = [batch(s + 0.5, gen_ai_gpu_energy=5.0 * s) for s in range(40)]
+    rows = [
+        default_table(flatten_points(gather(iter(part)), Options(run_id="x")))
+        for part in (early, late)
+    ]
+
+    found = summarize(pa.concat_tables(rows))
+
+    assert found.totals.energy_joules == 390
 
 
 def test_the_highest_temperature_of_the_windows_wins() -> None:

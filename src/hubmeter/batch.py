@@ -34,6 +34,7 @@ class Series:
 
     Attributes:
         resource: Attributes of the resource that reported.
+        scope: What else identifies the instrumentation scope: version, schema, attributes.
         attributes: Attributes of the data points.
         temporality: Of sums and histograms; None for gauges and summaries.
         is_monotonic: Of sums; None otherwise.
@@ -42,6 +43,7 @@ class Series:
 
     resource: AttributesJson
     scope_name: str
+    scope: AttributesJson = "{}"
     metric_name: str
     unit: str
     kind: Kind

@@ -28,7 +28,7 @@ _BODY = """\
 # GPU metrics
 
 One row per instant and GPU: utilization, memory, temperature, power, energy, CO2 and cost
-of the runs in this dataset. Made by [hubmeter](https://pypi.org/project/hubmeter/) from
+of the runs in this dataset. Made by hubmeter from
 OpenTelemetry metrics.
 
 ## Open it
@@ -42,8 +42,8 @@ points = load_dataset("{name}", "points", split="train")  # all other data point
 
 ```sql
 -- duckdb, in the folder of this dataset
-SELECT gpu_id, max(gpu_temperature_celsius), max(energy_joules) / 3600 AS wh
-FROM 'data/default/*/*.parquet' GROUP BY gpu_id;
+SELECT run_id, gpu_id, max(gpu_temperature_celsius), max(energy_joules) / 3600 AS wh
+FROM 'data/default/*/*.parquet' GROUP BY run_id, gpu_id;
 ```
 
 ## Columns of `default`
@@ -116,7 +116,11 @@ def _yaml(values: dict[str, Any]) -> str:
 def _merged(ours: list[dict[str, Any]], others: Any) -> list[dict[str, Any]]:
     """Our configs, with keys that a person added, then the configs of others."""
     listed = others if isinstance(others, list) else []
-    theirs = [config for config in listed if isinstance(config, dict)]
+    theirs = [
+        config
+        for config in listed
+        if isinstance(config, dict) and isinstance(config.get("config_name"), str)
+    ]
     added = {config.get("config_name"): config for config in theirs}
     return [{**added.get(config["config_name"], {}), **config} for config in ours] + [
         # A second default config would make the dataset unreadable.
@@ -146,7 +150,7 @@ def _mapping(header: str) -> dict[str, Any] | None:
 
     try:
         known: Any = yaml.safe_load(header)
-    except (yaml.YAMLError, ValueError):  # ValueError: a date that does not exist
+    except (yaml.YAMLError, ValueError, RecursionError):  # ValueError: an impossible date
         return None
     if known is None:
         return {}

@@ -7,9 +7,11 @@ Exit codes: 0 done, 1 an error (one line says which), 2 wrong usage, 130 interru
 from __future__ import annotations
 
 import json
+import math
 import os
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from functools import wraps
 from pathlib import Path
 from shlex import quote
@@ -19,6 +21,7 @@ from typing import IO, TYPE_CHECKING, Any
 import click
 
 from .errors import HubmeterError
+from .text import printable
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -42,7 +45,7 @@ class _Failure(click.ClickException):
     """One clear line on stderr, exit code 1."""
 
     def show(self, file: IO[Any] | None = None) -> None:
-        click.echo(f"hubmeter: {self.message}", file=sys.stderr)
+        _say(f"hubmeter: {self.message}")
 
 
 def _reporting_errors(command: Callable[..., None]) -> Callable[..., None]:
@@ -62,8 +65,8 @@ def _reporting_errors(command: Callable[..., None]) -> Callable[..., None]:
 
 
 def _one_line(error: Exception) -> str:
-    if isinstance(error, OSError) and error.strerror and error.filename:
-        return f"{error.filename}: {error.strerror}"
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.filename or 'writing'}: {error.strerror}"
     return " ".join(str(error).split())
 
 
@@ -116,24 +119,41 @@ def demo(to: str, seconds: float, gpus: int) -> None:
     from .views.summary import summarize
     from .views.summary_text import gpu_text
 
-    before = set(Path(to).glob("data/*/*/*.parquet"))
-    try:
-        result = run_demo(to, seconds=seconds, gpus=gpus, say=_say)
-    except KeyboardInterrupt:
-        _say(f"what was recorded until now is in {to}: hubmeter summary {to}")
-        raise
-    click.echo(gpu_text(summarize(result.rows)))
-    if set(Path(to).glob("data/*/*/*.parquet")) == before:
-        raise _Failure(f"the dataset was not written to {to}: see the message above")
+    if math.isnan(seconds):
+        raise click.BadParameter("a number is needed", param_hint="--seconds")
+    folder, run_id = _demo_folder(to)
+    before = set(Path(folder).glob("data/*/*/*.parquet"))
     program, python = _callable("hubmeter"), _callable("python")
-    shown = json.dumps(to)
+    next_command = f"  {program} summary {quote(folder)} --format json"
+    try:
+        rows = run_demo(folder, run_id=run_id, seconds=seconds, gpus=gpus, say=_say)
+    except KeyboardInterrupt:
+        _say(f"what was recorded until now is in {folder}:\n{next_command}")
+        raise
+    click.echo(gpu_text(summarize(rows)))
+    if set(Path(folder).glob("data/*/*/*.parquet")) == before:
+        raise _Failure(f"the dataset was not written to {folder}: see the message above")
+    load = f"from datasets import load_dataset; print(load_dataset({json.dumps(folder)}))"
     _say("")
-    _say(f"the dataset is in {to}: {result.rows.num_rows} rows. What next:")
-    _say(f"  {program} summary {quote(to)} --format json")
-    _say(
-        f"  {python} -c {quote(f'from datasets import load_dataset; print(load_dataset({shown}))')}"
-    )
+    _say(f"the dataset is in {folder}: {rows.num_rows} rows. What next:")
+    _say(next_command)
+    _say(f"  {python} -c {quote(load)}")
     _say("  OTEL_METRICS_EXPORTER=hubmeter opentelemetry-instrument python your_agent.py")
+
+
+def _demo_folder(to: str) -> tuple[str, str]:
+    """Where the demo goes, as a person would type it, and its run id."""
+    from .pipeline import folder_of
+    from .settings import load_settings, new_run_id
+
+    settings = load_settings(to=to)
+    if settings.disabled:
+        raise _Failure("HUBMETER_DISABLED is set, so nothing would be recorded: unset it")
+    if settings.to != to:
+        raise click.BadParameter(f"{to!r} is not the path of a folder", param_hint="--to")
+    run_id = new_run_id(settings)
+    is_plain = not set("{}") & set(to) and not to.startswith("~")
+    return (to if is_plain else str(folder_of(settings, run_id))), run_id
 
 
 @main.command()
@@ -177,6 +197,8 @@ def flatten(src: str, output: str, config: str, missing: str | None, run_id: str
 
     if output != "-":
         writer_for(Path(output))
+        if _is_same_file(src, output):
+            raise click.UsageError(f"-o {output} would replace the input: choose another name")
     settings = load_settings(missing=missing, run_id=run_id)
     for problem in settings.problems:
         _say(f"warning: {problem}")
@@ -213,6 +235,8 @@ def summary(src: str, by: str, form: str) -> None:
     from .views.summary_text import gpu_text, run_text
 
     found = summarize(_rows(src))
+    if not found.gpus:
+        _say(f"{src} has no GPU rows; other points: hubmeter flatten SRC --config points")
     if form == "json":
         data = found.as_json()
         if by == "run":
@@ -249,9 +273,9 @@ def doctor(form: str) -> None:
 
 
 def _print_finding(finding: Finding) -> None:
-    click.echo(f"{MARKS[finding.state]:>2}  {finding.subject}: {finding.text}")
+    click.echo(printable(f"{MARKS[finding.state]:>2}  {finding.subject}: {finding.text}"))
     if finding.advice:
-        click.echo(f"      -> {finding.advice}")
+        click.echo(printable(f"      -> {finding.advice}"))
 
 
 def _callable(name: str) -> str:
@@ -263,8 +287,9 @@ def _callable(name: str) -> str:
     return os.path.relpath(own) if own.is_relative_to(Path.cwd()) else str(own)
 
 
-def _say(line: str) -> None:
-    click.echo(line, err=True)
+def _say(text: str) -> None:
+    """Words for a person; what stands in them from outside cannot steer the terminal."""
+    click.echo("\n".join(map(printable, text.split("\n"))), err=True)
 
 
 def _input(src: str) -> Any:
@@ -272,8 +297,10 @@ def _input(src: str) -> Any:
     if src == "-":
         return sys.stdin.buffer.read()
     path = Path(src)
+    if not src or (path.is_dir() and not (path / "data").is_dir()):
+        raise _Failure(f"{src or 'an empty name'}: expected a file with OTLP/JSON, or -")
     if path.suffix == ".parquet" or path.is_dir():
-        raise _Failure(f"{src} is flat already: hubmeter summary {src}")
+        raise _Failure(f"{src} is flat already: hubmeter summary {quote(src)}")
     return path
 
 
@@ -283,7 +310,7 @@ def _rows(src: str) -> pa.Table:
     from .dataset import open_dataset
 
     path = Path(src)
-    if src != "-" and (path.is_dir() or path.suffix == ".parquet"):
+    if src not in ("", "-") and (path.is_dir() or path.suffix == ".parquet"):
         return open_dataset(path)
     return flatten(_input(src))
 
@@ -296,3 +323,9 @@ def _write(table: pa.Table, output: str, config: str) -> None:
         sys.stdout.flush()
     else:
         write_file(table, Path(output), config)
+
+
+def _is_same_file(src: str, output: str) -> bool:
+    with suppress(OSError):
+        return os.path.samefile(src, output)  # noqa: PTH121
+    return False

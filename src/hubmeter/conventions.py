@@ -163,7 +163,7 @@ _rule("hw.temperature", _TEMP, CELSIUS, require={"hw.type": ("gpu",)})
 _rule("hw.temperature", _TEMP, CELSIUS, require={"hw.type": ("temperature",), "hw.parent": ()},
       refuse={"hw.sensor_location": ("memory", "hbm")})
 _rule("hw.power", _POWER, WATTS, require=_GPU)
-_rule("hw.energy", _ENERGY, JOULES, require=_GPU)
+_rule("hw.energy", _ENERGY, JOULES, require=_GPU, since_boot=True)
 _rule("hw.errors", "gpu_ecc_errors_uncorrected", COUNT,
       require={"hw.type": ("gpu",), "error.type": ("uncorrected",)})
 

@@ -22,8 +22,11 @@ def open_dataset(source: str | Path, config: str = "default") -> pa.Table:
         source: Folder that hubmeter wrote, or one of its Parquet files.
         config: ``default`` or ``points``.
 
+    A file that is not a shard is skipped with a warning, if others are.
+
     Raises:
         DecodeError: There is no such dataset, or it is not one of ours.
+        OSError: It may not be read.
     """
     from .tables import arrow_schema, read_parquet
 
@@ -34,10 +37,17 @@ def open_dataset(source: str | Path, config: str = "default") -> pa.Table:
         if not path.exists():
             raise DecodeError(f"no hubmeter dataset in {path}: there is no such file or folder")
         return read_parquet([path], config)
-    if files := sorted(path.glob(f"data/{config}/*/*.parquet")):
+    if files := _shards(path, config):
         return read_parquet(files, config)
-    if not any(path.glob("data/*/*/*.parquet")):
+    if not any(_shards(path, other) for other in CONFIGS):
         raise DecodeError(
             f"no hubmeter dataset in {path}: expected data/<config>/<month>/*.parquet"
         )
     return arrow_schema(config).empty_table()  # a shard has no file for a config without rows
+
+
+def _shards(folder: Path, config: str) -> list[Path]:
+    """Files of a config. Not a glob, which overlooks folders that it may not read."""
+    root = folder / "data" / config
+    months = [month for month in root.iterdir() if month.is_dir()] if root.is_dir() else []
+    return sorted(path for month in months for path in month.iterdir() if path.suffix == ".parquet")

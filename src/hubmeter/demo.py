@@ -37,29 +37,27 @@ TASKS = (
 """What the workload does, and how busy that keeps a simulated GPU, from 0 to 1."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Demo:
-    """What a demo recorded; *is_simulated* if there was no GPU to read."""
-
-    rows: pa.Table
-    is_simulated: bool
-
-
-def run_demo(to: str, *, seconds: float, gpus: int, say: Callable[[str], None]) -> Demo:
+def run_demo(
+    to: str, *, run_id: str, seconds: float, gpus: int, say: Callable[[str], None]
+) -> pa.Table:
     """
     Record a small workload, on the GPUs of this machine or on simulated ones.
 
     Args:
         to: Destination folder.
+        run_id: Of the run.
         seconds: Length of the workload.
         gpus: How many GPUs to simulate where there is none.
         say: Is told what happens, a line at a time.
+
+    Returns:
+        The rows that were recorded.
     """
     simulated = None if _has_gpu() else SimulatedGpus(gpus, load=0.0)
     if simulated is not None:
         say("no NVIDIA GPU here: simulated ones stand in, and every row says so in gpu_name")
     resource = Resource.create({"service.name": "hubmeter-demo"})
-    exporter = HubMetricExporter(to)
+    exporter = HubMetricExporter(to, run_id=run_id)
     reader = PeriodicExportingMetricReader(exporter, export_interval_millis=EXPORT_INTERVAL_S * 1e3)
     provider = MeterProvider([reader], resource=resource, shutdown_on_exit=False)
     with _sampler(simulated) as sampler:
@@ -70,7 +68,7 @@ def run_demo(to: str, *, seconds: float, gpus: int, say: Callable[[str], None]) 
         finally:
             metrics.stop()
             provider.shutdown()
-    return Demo(rows=exporter.table(), is_simulated=simulated is not None)
+    return exporter.table()
 
 
 @dataclass(frozen=True, slots=True)

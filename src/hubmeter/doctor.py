@@ -120,7 +120,7 @@ def _gpu(nvml: Nvml, device: GpuDevice, *, is_chosen: bool) -> Finding:
 
 def _destination(settings: Settings) -> Finding:
     folder = folder_of(settings, settings.run_id or "run")
-    existing = next(parent for parent in (folder, *folder.parents) if parent.exists())
+    existing = next(p for p in (folder, *folder.parents) if os.path.exists(p))  # noqa: PTH110
     advice = "set HUBMETER_TO to a folder with room that you may write"
     if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
         return Finding("destination", "error", f"{folder} cannot be written", advice)

@@ -25,7 +25,18 @@ from .gpus import Gpu, Reporter, gpus_of, owner_of
 from .ledger import Points
 from .schema import CUMULATIVE_COLUMNS, SEED_METRICS
 from .sheets import COUNTER, ENERGY_SOURCES, INTEGRATED, Sheet, derive, fold_loose
-from .streams import BLOCK_STRIDE, Floats, Refs, Stream, Times, streams_of, totals
+from .streams import (
+    BLOCK_STRIDE,
+    Directory,
+    Floats,
+    Refs,
+    Stream,
+    Times,
+    directory_of,
+    refs_of,
+    streams_of,
+    totals,
+)
 
 PointsKept: TypeAlias = Literal["all", "other", "none"]
 
@@ -84,22 +95,38 @@ def flatten_points(points: Points, options: Options) -> Rows:
 
     The merging rules are those of the dataset contract (README, "The dataset").
     """
-    streams, counts = streams_of(points)
-    targets = {s.series: target for s in streams if (target := _target(s.series))}
-    others = [s.series for s in streams if s.series not in targets]
+    counts: Counter[str] = Counter()
+    directory = directory_of(points)
+    targets = {series: target for series in directory.series if (target := _target(series))}
+    others = [series for series in directory.series if series not in targets]
     gpus = gpus_of(targets, others, options.run_id)
+    is_fed = np.array([series in gpus for series in directory.series], dtype=bool)
     grid = _Grid(points=points, counts=counts)
     with np.errstate(over="ignore", invalid="ignore"):
-        for stream in streams:
-            gpu = gpus.get(stream.series)
-            if gpu is None:
-                grid.leave(stream)
-            else:
-                grid.offer(stream, targets[stream.series], gpu)
+        for stream in streams_of(points, directory, is_fed, counts):
+            grid.offer(stream, targets[stream.series], gpus[stream.series])
         grid.fill()
         grid.fold()
         grid.derive(options.factors)
-        return _rows(grid, streams, points, options)
+    leftovers = _leftovers(grid, directory, is_fed, options.points)
+    return _rows(grid, directory.series, options, leftovers)
+
+
+def _leftovers(
+    grid: _Grid, directory: Directory, is_fed: NDArray[np.bool_], kept: PointsKept
+) -> Refs:
+    """References for the ``points`` config; what nobody keeps is counted all the same."""
+    if not directory.series:
+        return np.empty(0, dtype=np.int64)
+    others = refs_of(grid.points, directory, ~is_fed, grid.counts)
+    match kept:
+        case "none":
+            return others[:0]
+        case "all":
+            # What is wrong with points that feed a column was counted when they did.
+            return refs_of(grid.points, directory, np.ones_like(is_fed), Counter())
+        case _:
+            return np.unique(np.concatenate([others, *grid.leftovers]))
 
 
 def _target(series: Series) -> Target | None:
@@ -189,7 +216,7 @@ class _Grid:
     def _one_producer(self, offers: list[_Offer]) -> list[_Offer]:
         """Of several metrics that mean the same, one serves the column, whoever came first."""
         offers = sorted(offers, key=lambda offer: (not offer.stream.times.size, *_name(offer)))
-        served = [offer for offer in offers if _name(offer)[:2] == _name(offers[0])[:2]]
+        served = [offer for offer in offers if _name(offer)[:3] == _name(offers[0])[:3]]
         for offer in offers[len(served) :]:
             self.leave(offer.stream, COMPETING)
         return served
@@ -209,7 +236,7 @@ class _Grid:
 
 def _name(offer: _Offer) -> tuple[str, ...]:
     series = offer.stream.series
-    return series.metric_name, series.scope_name, series.attributes, series.unit
+    return series.metric_name, series.scope_name, series.scope, series.attributes, series.unit
 
 
 def _fill_cumulative(sheet: Sheet, column: str, offers: list[_Offer]) -> None:
@@ -231,8 +258,8 @@ def _fill_cumulative(sheet: Sheet, column: str, offers: list[_Offer]) -> None:
         sheet.column("energy:source")[rows] = np.where(integrated, INTEGRATED, COUNTER)
 
 
-def _rows(grid: _Grid, streams: list[Stream], points: Points, options: Options) -> Rows:
-    sheets = grid.sheets or _empty_run(streams, options)
+def _rows(grid: _Grid, series: list[Series], options: Options, leftovers: Refs) -> Rows:
+    sheets = grid.sheets or _empty_run(series, options)
     names = {name for sheet in sheets for name in sheet.columns}
     times = np.concatenate([np.empty(0, np.uint64), *(sheet.times for sheet in sheets)])
     sizes = np.array([sheet.times.size for sheet in sheets], dtype=np.int64)
@@ -254,8 +281,8 @@ def _rows(grid: _Grid, streams: list[Stream], points: Points, options: Options) 
             if name.startswith("throttle:")
         },
         energy_source=source,
-        leftovers=_kept(grid, streams, options.points),
-        skipped=dict(Counter(points.skipped) + grid.counts),
+        leftovers=leftovers,
+        skipped=dict(Counter(grid.points.skipped) + grid.counts),
     )
 
 
@@ -272,21 +299,14 @@ def _ranks(sheets: list[Sheet]) -> NDArray[np.int64]:
     return ranks
 
 
-def _kept(grid: _Grid, streams: list[Stream], kept: PointsKept) -> Refs:
-    parts = grid.leftovers if kept == "other" else [stream.refs for stream in streams]
-    if kept == "none" or not parts:
-        return np.empty(0, dtype=np.int64)
-    return np.unique(np.concatenate(parts))
-
-
-def _empty_run(streams: list[Stream], options: Options) -> list[Sheet]:
+def _empty_run(series: list[Series], options: Options) -> list[Sheet]:
     """One row that identifies a run of which no GPU metric is known."""
     if options.empty_run_unix_nano is None:
         return []
     resource, run_id, service_name = "{}", options.run_id, None
-    if streams:
-        resource = streams[0].series.resource
-        run_id, service_name = owner_of(streams[0].series, options.run_id)
+    if series:
+        resource = series[0].resource
+        run_id, service_name = owner_of(series[0], options.run_id)
     loose = Gpu(
         reporter=(run_id, resource),
         run_id=run_id,

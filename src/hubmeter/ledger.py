@@ -9,6 +9,7 @@ Nothing is converted, dropped or merged here.
 from __future__ import annotations
 
 from array import array
+from bisect import bisect_left
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -71,11 +72,22 @@ class Block:
         if batch.extras:
             self.extras.update({first + index: extra for index, extra in batch.extras.items()})
 
-    def copy(self) -> Block:
-        """An independent block, so that readers never hold a buffer that must grow."""
-        return Block(self.layout, self.shares_time, self.batch_numbers[:], self.times_unix_nano[:],
-                     self.values[:], dict(self.special), list(self.starts), list(self.integers),
-                     dict(self.extras))  # fmt: skip
+    def copy(self, before: int) -> Block:
+        """The batches numbered below *before*; no reader holds a buffer that must grow."""
+        batches = bisect_left(self.batch_numbers, before)
+        width = len(self.layout.series)
+        end = batches * width
+        return Block(
+            self.layout,
+            self.shares_time,
+            self.batch_numbers[:batches],
+            self.times_unix_nano[: batches if self.shares_time else end],
+            self.values[:end],
+            {index: value for index, value in self.special.items() if index < end},
+            [change for change in self.starts if change[0] < batches],
+            [change for change in self.integers if change[0] < batches],
+            {index: extra for index, extra in self.extras.items() if index < end},
+        )
 
     def value(self, index: int, kinds: bytes) -> Value:
         """The value at *index*, exactly as it was sent; *kinds* are its batch's integers."""
@@ -86,13 +98,18 @@ class Block:
 
 
 class Ledger:
-    """All blocks of a run, in order of first appearance. Not thread safe."""
+    """
+    All blocks of a run, in order of first appearance. Not thread safe.
+
+    Attributes:
+        batches: How many batches there are.
+        skipped: Reason to number of points that decoders left out.
+    """
 
     def __init__(self) -> None:
         self.skipped: Counter[str] = Counter()
         self._blocks: dict[tuple[SeriesLayout, bool], Block] = {}
-        self._batches = 0
-        self._points = 0
+        self.batches = 0
 
     def append(self, batch: PointBatch) -> None:
         """Add the points of *batch*."""
@@ -105,17 +122,14 @@ class Ledger:
         block = self._blocks.get(key)
         if block is None:
             block = self._blocks[key] = Block(*key)
-        block.append(batch, self._batches)
-        self._batches += 1
-        self._points += len(batch.values)
+        block.append(batch, self.batches)
+        self.batches += 1
 
-    def __len__(self) -> int:
-        """Number of points."""
-        return self._points
-
-    def snapshot(self) -> Points:
-        """A copy that does not change any more."""
-        return Points(tuple(block.copy() for block in self._blocks.values()), dict(self.skipped))
+    def snapshot(self, before: int | None = None) -> Points:
+        """A copy that does not change any more; of all batches, or of the first *before*."""
+        end = self.batches if before is None else before
+        copies = (block.copy(end) for block in self._blocks.values())
+        return Points(tuple(block for block in copies if len(block)), dict(self.skipped))
 
 
 @dataclass(frozen=True, slots=True)

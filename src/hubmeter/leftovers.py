@@ -4,101 +4,129 @@ The ``points`` config: complete data points that have no column in the rows. Pur
 
 from __future__ import annotations
 
-from bisect import bisect_right
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from .batch import Distribution, Extra, Series
-from .gpus import owner_of
 from .ledger import Block, Points
-from .schema import POINTS
-from .streams import BLOCK_STRIDE, Refs
+from .streams import BLOCK_STRIDE, Floats, Refs, Times, directory_of
 
 INT64_LIMIT = 2**63
 
 
-def point_columns(points: Points, refs: Refs, default_run_id: str) -> dict[str, list[Any]]:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PointRows:
     """
-    Columns of the ``points`` config for the points at *refs*, in order of time.
+    Data points as columns, in order of time.
 
-    ``timestamp`` is left out: it follows from ``timestamp_unix_nano``.
+    Attributes:
+        series: Distinct series; *series_of_row* points into them.
+        start_times: 0 where unknown.
+        values: Numbers; not valid where *is_number* is False.
+        integers: The same, exact, where *is_integer* is True.
+        distributions: Row to value, of histograms and summaries.
+        extras: Row to flags and exemplars, where there are any.
     """
-    readers = [_Reader(block, default_run_id) for block in points.blocks]
-    found = [readers[ref // BLOCK_STRIDE].read(ref % BLOCK_STRIDE) for ref in refs.tolist()]
-    found.sort(key=lambda point: point.time_unix_nano)
-    names = [column.name for column in POINTS if column.name != "timestamp"]
-    columns: dict[str, list[Any]] = {name: [] for name in names}
-    for point in found:
-        cells = dict(_cells(point))
-        for name in names:
-            columns[name].append(cells.get(name))
-    return columns
+
+    series: list[Series]
+    series_of_row: NDArray[np.int64]
+    times: Times
+    start_times: Times
+    values: Floats
+    is_number: NDArray[np.bool_]
+    integers: NDArray[np.int64]
+    is_integer: NDArray[np.bool_]
+    distributions: Mapping[int, Distribution]
+    extras: Mapping[int, Extra]
 
 
-@dataclass(frozen=True, slots=True)
-class _Point:
-    series: Series
-    run_id: str
-    service_name: str | None
-    time_unix_nano: int
-    start_time_unix_nano: int
-    value: Any
-    extra: Extra
-
-
-class _Reader:
-    """Finds points of one block again."""
-
-    def __init__(self, block: Block, default_run_id: str) -> None:
-        self._block = block
-        self._width = len(block.layout.series)
-        self._owners = [owner_of(series, default_run_id) for series in block.layout.series]
-
-    def read(self, index: int) -> _Point:
-        block = self._block
-        batch, place = divmod(index, self._width)
-        starts = _in_force(block.starts, batch)
-        run_id, service_name = self._owners[place]
-        return _Point(
-            series=block.layout.series[place],
-            run_id=run_id,
-            service_name=service_name,
-            time_unix_nano=block.times_unix_nano[batch if block.shares_time else index],
-            start_time_unix_nano=starts[place] if starts else 0,
-            value=block.value(index, _in_force(block.integers, batch)),
-            extra=block.extras.get(index, Extra()),
+def point_rows(points: Points, refs: Refs) -> PointRows:
+    """The points at *refs*."""
+    directory = directory_of(points)
+    refs = np.sort(refs)
+    cuts = np.searchsorted(refs, np.arange(len(points.blocks) + 1) * BLOCK_STRIDE)
+    parts = [
+        _read(block, numbers, refs[first:end] - number * BLOCK_STRIDE)
+        for number, (block, numbers, first, end) in enumerate(
+            zip(points.blocks, directory.numbers, cuts[:-1], cuts[1:], strict=True)
         )
+    ]
+    columns = [np.concatenate(column) for column in zip(_EMPTY, *parts, strict=True)]
+    order = np.lexsort((refs, columns[1]))
+    owners, times, starts, values, is_integer = (column[order] for column in columns)
+    is_number, integers = np.ones(refs.size, dtype=bool), np.zeros(refs.size, dtype=np.int64)
+    with np.errstate(invalid="ignore"):
+        integers[is_integer] = values[is_integer].astype(np.int64)
+    distributions: dict[int, Distribution] = {}
+    row_of = np.empty(refs.size, dtype=np.int64)
+    row_of[order] = np.arange(refs.size)
+    for place, special in _sparse(points, refs, "special"):
+        row = int(row_of[place])
+        is_number[row] = isinstance(special, int)
+        is_integer[row] = isinstance(special, int) and -INT64_LIMIT <= special < INT64_LIMIT
+        if isinstance(special, Distribution):
+            distributions[row] = special
+        elif is_integer[row]:
+            integers[row] = special
+    return PointRows(
+        series=directory.series,
+        series_of_row=owners,
+        times=times,
+        start_times=starts,
+        values=values,
+        is_number=is_number,
+        integers=integers,
+        is_integer=is_integer,
+        distributions=distributions,
+        extras={int(row_of[place]): extra for place, extra in _sparse(points, refs, "extras")},
+    )
 
 
-def _in_force(changes: list[tuple[int, Any]], batch: int) -> Any:
-    return changes[bisect_right(changes, batch, key=lambda change: change[0]) - 1][1]
+_Columns = tuple[NDArray[np.int64], Times, Times, Floats, NDArray[np.bool_]]
+
+_EMPTY: _Columns = (
+    np.empty(0, np.int64),
+    np.empty(0, np.uint64),
+    np.empty(0, np.uint64),
+    np.empty(0, np.float64),
+    np.empty(0, np.bool_),
+)
 
 
-def _cells(point: _Point) -> Iterator[tuple[str, Any]]:
-    series = point.series
-    yield "run_id", point.run_id
-    yield "timestamp_unix_nano", point.time_unix_nano
-    yield "start_time_unix_nano", point.start_time_unix_nano or None
-    yield "service_name", point.service_name
-    yield "metric_name", series.metric_name
-    yield "unit", series.unit
-    yield "kind", series.kind
-    yield "temporality", series.temporality
-    yield "is_monotonic", series.is_monotonic
-    yield "scope_name", series.scope_name
-    yield "flags", point.extra.flags
-    yield "attributes", series.attributes
-    yield "resource_attributes", series.resource
-    yield "exemplars", point.extra.exemplars
-    yield from _value_cells(point.value)
+def _read(block: Block, numbers: NDArray[np.int64], indices: NDArray[np.int64]) -> _Columns:
+    """Series, time, start time, value and whether that is an integer, at each of *indices*."""
+    if not indices.size:
+        return _EMPTY
+    batch, place = np.divmod(indices, len(numbers))
+    times = np.frombuffer(block.times_unix_nano, dtype=np.uint64)
+    starts = np.array([list(own) or [0] * len(numbers) for _, own in block.starts], dtype=np.uint64)
+    kinds = np.array([np.frombuffer(own, dtype=np.bool_) for _, own in block.integers])
+    return (
+        numbers[place],
+        times[batch if block.shares_time else indices],
+        starts[_in_force([first for first, _ in block.starts], batch), place],
+        np.frombuffer(block.values, dtype=np.float64)[indices],
+        kinds[_in_force([first for first, _ in block.integers], batch), place],
+    )
 
 
-def _value_cells(value: Any) -> Iterator[tuple[str, Any]]:
-    if isinstance(value, Distribution):
-        for name in Distribution.__slots__:
-            yield name, getattr(value, name)
-    elif value is not None:
-        yield "value", float(value)
-        if isinstance(value, int) and -INT64_LIMIT <= value < INT64_LIMIT:
-            yield "value_int", value
+def _in_force(firsts: list[int], batch: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Of what changes at the batches *firsts*, which holds at each *batch*."""
+    return np.asarray(np.searchsorted(firsts, batch, side="right") - 1)
+
+
+def _sparse(points: Points, refs: Refs, name: str) -> Iterator[tuple[int, Any]]:
+    """What only few points have: place in the sorted *refs*, and what it is."""
+    for number, block in enumerate(points.blocks):
+        known: Mapping[int, Any] = getattr(block, name)
+        wanted = np.fromiter(known, dtype=np.int64, count=len(known)) + number * BLOCK_STRIDE
+        places = np.searchsorted(refs, wanted)
+        there = places < refs.size
+        there[there] = refs[places[there]] == wanted[there]
+        for place, what, is_there in zip(places.tolist(), known.values(), there, strict=True):
+            if is_there:
+                yield place, what

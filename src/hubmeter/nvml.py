@@ -25,7 +25,8 @@ LAST_RETRY_S = 60
 
 # NVML return codes. What is in none of these sets is transient: ask again next time.
 UNINITIALIZED, INVALID_ARGUMENT, NO_PERMISSION, UNKNOWN = 1, 2, 4, 999
-UNSUPPORTED = frozenset({INVALID_ARGUMENT, 3, 13, 25, 26})
+NOT_SUPPORTED = 3
+UNSUPPORTED = frozenset({INVALID_ARGUMENT, NOT_SUPPORTED, 13, 25, 26})
 """Also NotSupported, FunctionNotFound, wrong version, Deprecated: not with this GPU or driver."""
 GONE = frozenset({UNINITIALIZED, INVALID_ARGUMENT, 9, 15, 16, 17, 18, 28, UNKNOWN})
 """Driver not loaded, GPU lost, reset required, blocked by the system, driver replaced."""
@@ -145,8 +146,8 @@ def _field(field_name: str, field_id: int, *, per: float) -> Call:
 
     def read(nvml: Any, handle: Any) -> tuple[float, ...]:
         [answer] = nvml.nvmlDeviceGetFieldValues(handle, [field_id])
-        if answer.nvmlReturn:
-            raise nvml.NVMLError(answer.nvmlReturn)
+        if answer.nvmlReturn or not 0 <= answer.valueType < len(VALUE_TYPES):
+            raise nvml.NVMLError(answer.nvmlReturn or NOT_SUPPORTED)
         return (getattr(answer.value, VALUE_TYPES[answer.valueType]) / per,)
 
     return Call("nvmlDeviceGetFieldValues", (field_name,), read)

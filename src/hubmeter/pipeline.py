@@ -11,14 +11,14 @@ import threading
 import time
 import uuid
 import weakref
-from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from .batch import PointBatch
 from .energy import Factors
-from .ledger import Ledger, Points, gather
+from .ledger import Ledger, Points
 from .settings import Settings, fill_in, new_run_id
 from .version import version
 
@@ -29,6 +29,9 @@ if TYPE_CHECKING:
     from .shard import Shard
 
 log = logging.getLogger(__name__)
+
+
+NOTHING = Points((), {})
 
 
 class Sink(Protocol):
@@ -73,34 +76,29 @@ class Pipeline:
         wall_clock_ns: Callable[[], int] = time.time_ns,
     ) -> None:
         self.run_id = new_run_id(settings)
-        self.settings = settings
-        self.sink = sink if sink is not None else _sink_for(settings, self.run_id)
+        # The program may change its folder before it ends.
+        to = os.path.abspath(os.path.expanduser(settings.to))  # noqa: PTH100, PTH111
+        self.settings = replace(settings, to=to)
+        self._sink = sink
         self._process_id = uuid.uuid4().hex[:12]
         self._wall_clock_ns = wall_clock_ns
         self._ledger = Ledger()
         self._parts = itertools.count()
         self._closed = False
+        self._published = 0
         self._lock = threading.Lock()
+        self._publishing = threading.Lock()
         _renew_lock_after_fork(self)
 
     def consume(self, batch: PointBatch) -> None:
         """
         Take *batch*. When this returns, its points are in the run.
 
-        A batch that comes after :meth:`close` (an export that was in flight) is
-        published at once, in a shard of its own that continues the run's totals.
-
-        Raises:
-            PublishError: The batch came late and the sink refused; its points are
-                in :meth:`table` all the same.
+        What comes after :meth:`close` (an export that was in flight) is published by
+        the next :meth:`close`.
         """
         with self._lock:
             self._ledger.append(batch)
-            if not self._closed:
-                return
-            points = self._ledger.snapshot()
-        if batch.values:
-            self._publish_late(points, batch)
 
     def points(self) -> Points:
         """The points so far, as a copy."""
@@ -109,7 +107,7 @@ class Pipeline:
 
     def table(self, config: str = "default") -> pa.Table:
         """The rows so far."""
-        return tables_of(self.points(), self._options())[config]
+        return table_of(self.points(), self._options(), config)
 
     def flush(self, deadline: Deadline) -> bool:
         """Everything that :meth:`consume` took is already in the run: nothing to wait for."""
@@ -117,28 +115,32 @@ class Pipeline:
 
     def close(self, deadline: Deadline) -> None:
         """
-        Publish the run. Further calls do nothing.
+        Publish the run. Further calls publish what came since, continuing the run.
 
         Raises:
             PublishError: The sink refused; the rows stay readable.
         """
-        with self._lock:
-            if self._closed:
-                return
-            self._closed = True
-            points = self._ledger.snapshot()
-        self._publish(tables_of(points, self._options(self._wall_clock_ns())), points)
+        with self._publishing:
+            with self._lock:
+                is_first, self._closed = not self._closed, True
+                first, self._published = self._published, self._ledger.batches
+                if not is_first and first == self._published:
+                    return
+                before, points = self._ledger.snapshot(first), self._ledger.snapshot()
+            if is_first:
+                options = self._options(self._wall_clock_ns())
+                self._publish(tables_of(points, options), _metadata(self.settings, points))
+            else:
+                self._publish_rest(before, points)
 
-    def _publish_late(self, points: Points, batch: PointBatch) -> None:
-        times = {str(time) for time in batch.times_unix_nano}
-        tables = {
-            config: _rows_at(times, table)
-            for config, table in tables_of(points, self._options()).items()
-        }
+    def _publish_rest(self, before: Points, points: Points) -> None:
+        options = self._options()
+        published, now = tables_of(before, options), tables_of(points, options)
+        tables = {config: _new_rows(now[config], published[config]) for config in now}
         if any(table.num_rows for table in tables.values()):
-            self._publish(tables, gather(iter([batch])))
+            self._publish(tables, _metadata(self.settings, points, before))
 
-    def _publish(self, tables: Mapping[str, pa.Table], points: Points) -> None:
+    def _publish(self, tables: Mapping[str, pa.Table], metadata: Mapping[str, str]) -> None:
         from .shard import seal
 
         run_id = next(t["run_id"][0].as_py() for t in tables.values() if t.num_rows)
@@ -147,10 +149,12 @@ class Pipeline:
             tables,
             run_id=run_id,
             process_id=f"{self._process_id}-{part}" if part else self._process_id,
-            metadata=_metadata(self.settings, points),
+            metadata=metadata,
         )
-        self.sink.publish(shard)
-        log.info("hubmeter: %d rows of run %s are in %s", shard.rows, run_id, self.sink)
+        # Only now: the destination may name the run, which the first resource may name.
+        self._sink = self._sink or _sink_for(self.settings, run_id)
+        self._sink.publish(shard)
+        log.info("hubmeter: %d rows of run %s are in %s", shard.rows, run_id, self._sink)
 
     def _options(self, empty_run_unix_nano: int | None = None) -> Options:
         return options_of(self.settings, self.run_id, empty_run_unix_nano)
@@ -184,15 +188,25 @@ def tables_of(points: Points, options: Options) -> dict[str, pa.Table]:
     from .tables import default_table, points_table
 
     rows = flatten_points(points, options)
-    return {
-        "default": default_table(rows),
-        "points": points_table(points, rows, options.run_id),
-    }
+    return {"default": default_table(rows), "points": points_table(points, rows, options.run_id)}
 
 
-def _rows_at(times_unix_nano: Collection[str], table: pa.Table) -> pa.Table:
-    times = table["timestamp_unix_nano"].to_pylist()
-    places = [place for place, time in enumerate(times) if time in times_unix_nano]
+def table_of(points: Points, options: Options, config: str) -> pa.Table:
+    """One config of *points*; the other, which may be large, is not made."""
+    from .flattening import flatten_points
+    from .tables import default_table, points_table
+
+    rows = flatten_points(points, options)
+    if config == "default":
+        return default_table(rows)
+    return points_table(points, rows, options.run_id)
+
+
+def _new_rows(table: pa.Table, published: pa.Table) -> pa.Table:
+    """Rows of *table* that are not in *published* as they are."""
+    known = {tuple(map(str, row.values())) for row in published.to_pylist()}
+    rows = table.to_pylist()
+    places = [i for i, row in enumerate(rows) if tuple(map(str, row.values())) not in known]
     return table.take(places) if places else table.slice(0, 0)
 
 
@@ -208,9 +222,10 @@ def folder_of(settings: Settings, run_id: str) -> Path:
     return Path(os.path.expanduser(fill_in(settings.to, run_id))).absolute()  # noqa: PTH111
 
 
-def _metadata(settings: Settings, points: Points) -> dict[str, str]:
-    """What a reader needs to judge the numbers, in the metadata of each Parquet file."""
-    received = sum(len(block.values) for block in points.blocks)
+def _metadata(settings: Settings, points: Points, before: Points = NOTHING) -> dict[str, str]:
+    """What a reader needs to judge the numbers; the points counted are those since *before*."""
+    received = _size(points) - _size(before)
+    rejected = sum(points.skipped.values()) - sum(before.skipped.values())
     return {
         "version": version(),
         "carbon_g_per_kwh": repr(settings.carbon_g_per_kwh),
@@ -220,8 +235,12 @@ def _metadata(settings: Settings, points: Points) -> dict[str, str]:
         "pue": repr(settings.pue),
         "missing": settings.missing,
         "points_received": str(received),
-        "points_rejected": str(sum(points.skipped.values())),
+        "points_rejected": str(rejected),
     }
+
+
+def _size(points: Points) -> int:
+    return sum(len(block.values) for block in points.blocks)
 
 
 def _renew_lock_after_fork(pipeline: Pipeline) -> None:
@@ -233,5 +252,6 @@ def _renew_lock_after_fork(pipeline: Pipeline) -> None:
     def renew() -> None:
         if (survivor := reference()) is not None:
             survivor._lock = threading.Lock()  # noqa: SLF001
+            survivor._publishing = threading.Lock()  # noqa: SLF001
 
     os.register_at_fork(after_in_child=renew)

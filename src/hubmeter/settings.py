@@ -158,11 +158,14 @@ def load_settings(**given: Any) -> Settings:
             try:
                 value = setting.parse(_as_text(text).strip())
             except ValueError as error:
-                problems.append(f"{origin}={text!r} is ignored: {error}")
+                problems.append(
+                    f"{origin}={text!r} is ignored: {error}; instead: {values[setting.name]}"
+                )
                 continue
             values[setting.name], origins[setting.name] = value, origin
             break
     problems += _unknown("arguments", given) + _unknown("hubmeter.toml", file_values)
+    problems += _unknown_variables()
     return Settings(
         **values,
         cuda_visible_devices=os.environ.get("CUDA_VISIBLE_DEVICES"),
@@ -206,6 +209,12 @@ def _candidates(
             yield variable, os.environ[variable]
     if setting.name in file_values:
         yield f"file {setting.name}", file_values[setting.name]
+
+
+def _unknown_variables() -> list[str]:
+    known = {setting.variable for setting in SETTINGS}
+    names = sorted(n for n in os.environ if n.startswith("HUBMETER_") and n not in known)
+    return [f"{name} is no setting: see hubmeter doctor" for name in names]
 
 
 def _as_text(value: Any) -> str:

@@ -61,21 +61,78 @@ class Stream:
         )
 
 
-def streams_of(points: Points) -> tuple[list[Stream], Counter[str]]:
+@dataclass(frozen=True, slots=True)
+class Directory:
     """
-    Sort *points* into streams.
+    Which series stand where.
 
-    Returns:
-        The streams in order of first appearance, and how many points were left
-        out for which reason.
+    Attributes:
+        series: All series, in order of first appearance.
+        numbers: For each block the number of the series at each place of its layout.
     """
-    parts: dict[Series, list[_Part]] = defaultdict(list)
-    intervals = _intervals_ns(points)
+
+    series: list[Series]
+    numbers: list[NDArray[np.int64]]
+
+
+def directory_of(points: Points) -> Directory:
+    """Number the series of *points*. Equal series have one number, whatever their layout."""
+    by_series: dict[Series, int] = {}
+    by_id: dict[int, int] = {}  # decoders hand out the same objects: hashing is for the others
+    numbers = []
+    for block in points.blocks:
+        for series in block.layout.series:
+            if id(series) not in by_id:
+                by_id[id(series)] = by_series.setdefault(series, len(by_series))
+        numbers.append(np.array([by_id[id(series)] for series in block.layout.series], np.int64))
+    return Directory(list(by_series), numbers)
+
+
+def streams_of(
+    points: Points, directory: Directory, wanted: NDArray[np.bool_], counts: Counter[str]
+) -> list[Stream]:
+    """
+    Sort the points of *wanted* series into streams, in order of first appearance.
+
+    *wanted* says it for each series of *directory*; *counts* is told how many points
+    were left out for which reason.
+    """
+    parts: dict[int, list[_Part]] = defaultdict(list)
+    intervals = _intervals_ns(points, directory)
     for number, block in enumerate(points.blocks):
-        for series, part in _parts(block, number, intervals):
-            parts[series].append(part)
-    counts: Counter[str] = Counter()
-    return [_stream(series, its_parts, counts) for series, its_parts in parts.items()], counts
+        places = _places(directory.numbers[number], wanted)
+        for one, part in _parts(block, number, places, intervals):
+            parts[one].append(part)
+    return [_stream(directory.series[one], parts[one], counts) for one in sorted(parts)]
+
+
+def refs_of(
+    points: Points, directory: Directory, wanted: NDArray[np.bool_], counts: Counter[str]
+) -> Refs:
+    """References of the points of *wanted* series that have a time, each once: the last."""
+    found: list[tuple[NDArray[np.int64], Times, NDArray[np.uint64], Refs]] = []
+    for number, block in enumerate(points.blocks):
+        places = np.flatnonzero(wanted[directory.numbers[number]])
+        times, width = _times(block), len(block.layout.series)
+        firsts = np.arange(len(block), dtype=np.int64)[:, None] * width + number * BLOCK_STRIDE
+        arrival = np.frombuffer(block.batch_numbers, dtype=np.uint64)
+        found.append(
+            (
+                np.tile(directory.numbers[number][places], len(block)),
+                _columns(times, places),
+                np.repeat(arrival, places.size),
+                (firsts + places).ravel(),
+            )
+        )
+    owners, times, arrivals, refs = (np.concatenate(part) for part in zip(*found, strict=True))
+    order = np.lexsort((arrivals, times, owners))
+    order = order[times[order] > 0]
+    is_last = np.ones(order.size, dtype=bool)
+    before, after = order[:-1], order[1:]
+    is_last[:-1] = (times[before] != times[after]) | (owners[before] != owners[after])
+    counts[NO_TIME] += times.size - order.size
+    counts[DUPLICATE] += int((~is_last).sum())
+    return np.asarray(refs[order[is_last]])
 
 
 def totals(stream: Stream, *, since_boot: bool) -> Floats:
@@ -113,8 +170,13 @@ class _Part:
 
 
 def _parts(
-    block: Block, number: int, intervals: Mapping[AttributesJson, int]
-) -> Iterator[tuple[Series, _Part]]:
+    block: Block,
+    number: int,
+    places_by_series: Mapping[int, NDArray[np.int64]],
+    intervals: Mapping[AttributesJson, int],
+) -> Iterator[tuple[int, _Part]]:
+    if not places_by_series:
+        return
     width = len(block.layout.series)
     times = _times(block)
     aligned = times if block.shares_time else _aligned(times, block, intervals)
@@ -122,10 +184,10 @@ def _parts(
     refs = np.arange(values.size, dtype=np.int64).reshape(-1, width) + number * BLOCK_STRIDE
     arrival = np.frombuffer(block.batch_numbers, dtype=np.uint64)
     starts = _starts(block)
-    for series, places in _places(block).items():
+    for one, places in places_by_series.items():
         own_times = _columns(times, places)
         yield (
-            series,
+            one,
             _Part(
                 times=own_times,
                 aligned=own_times if aligned is times else _columns(aligned, places),
@@ -142,15 +204,18 @@ def _times(block: Block) -> Times:
     return np.frombuffer(block.times_unix_nano, dtype=np.uint64).reshape(len(block), -1)
 
 
-def _columns(times: Times, places: list[int]) -> Times:
+def _columns(times: Times, places: NDArray[np.int64]) -> Times:
     return np.repeat(times, len(places)) if times.shape[1] == 1 else times[:, places].ravel()
 
 
-def _places(block: Block) -> Mapping[Series, list[int]]:
-    places: dict[Series, list[int]] = defaultdict(list)
-    for place, series in enumerate(block.layout.series):
-        places[series].append(place)
-    return places
+def _places(numbers: NDArray[np.int64], wanted: NDArray[np.bool_]) -> dict[int, NDArray[np.int64]]:
+    """Number of each wanted series to its places in the layout."""
+    places = np.flatnonzero(wanted[numbers])
+    places = places[np.argsort(numbers[places], kind="stable")]
+    own = numbers[places]
+    cuts = np.flatnonzero(own[1:] != own[:-1]) + 1
+    parts = np.split(places, cuts) if places.size else []
+    return {int(numbers[part[0]]): part for part in parts}
 
 
 def _starts(block: Block) -> list[tuple[int, int, Times]]:
@@ -163,7 +228,9 @@ def _starts(block: Block) -> list[tuple[int, int, Times]]:
     ]
 
 
-def _starts_at(runs: list[tuple[int, int, Times]], places: list[int], batches: int) -> Times:
+def _starts_at(
+    runs: list[tuple[int, int, Times]], places: NDArray[np.int64], batches: int
+) -> Times:
     result = np.empty((batches, len(places)), dtype=np.uint64)
     for first, end, starts in runs:
         result[first:end] = starts[places]
@@ -237,20 +304,21 @@ def _align(times: list[int], owners: list[Series], window_ns: int) -> list[int]:
     return result
 
 
-def _intervals_ns(points: Points) -> Mapping[AttributesJson, int]:
+def _intervals_ns(points: Points, directory: Directory) -> Mapping[AttributesJson, int]:
     """The shortest typical interval between two points of a series, by resource."""
     if all(block.shares_time for block in points.blocks):
         return {}  # nobody asks
-    seen: dict[Series, list[NDArray[np.uint64]]] = defaultdict(list)
-    for block in points.blocks:
+    seen: dict[int, list[Times]] = defaultdict(list)
+    everything = np.ones(len(directory.series), dtype=bool)
+    for block, numbers in zip(points.blocks, directory.numbers, strict=True):
         times = _times(block)
-        for series, places in _places(block).items():
-            seen[series].append(_columns(times, places))
+        for one, places in _places(numbers, everything).items():
+            seen[one].append(_columns(times, places))
     intervals: dict[AttributesJson, int] = {}
-    for series, parts in seen.items():
+    for one, parts in seen.items():
         times = np.unique(np.concatenate(parts))
         gaps = np.diff(times[times > 0])
         if gaps.size:
-            typical = int(np.median(gaps))
-            intervals[series.resource] = min(typical, intervals.get(series.resource, typical))
+            resource, typical = directory.series[one].resource, int(np.median(gaps))
+            intervals[resource] = min(typical, intervals.get(resource, typical))
     return intervals

@@ -4,6 +4,7 @@ Columns to Arrow and Parquet. The only module that builds ``pyarrow`` tables.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
@@ -13,15 +14,19 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from .batch import Distribution
 from .errors import DecodeError
 from .flattening import Rows
+from .gpus import owner_of
 from .ledger import Points
-from .leftovers import point_columns
+from .leftovers import PointRows, point_rows
 from .schema import CONFIGS, DEFAULT, POINTS, Column
 from .sheets import ENERGY_SOURCES
 
 if TYPE_CHECKING:
     from .streams import Floats, Times
+
+log = logging.getLogger(__name__)
 
 LEVEL = 3
 TIME_LEVEL, TIME_LEVEL_ROWS = 16, 200_000
@@ -70,17 +75,55 @@ def default_table(rows: Rows) -> pa.Table:
 
 def points_table(points: Points, rows: Rows, default_run_id: str) -> pa.Table:
     """The ``points`` config: what *rows* left over from *points*."""
-    columns = point_columns(points, rows.leftovers, default_run_id)
-    times = np.array(columns["timestamp_unix_nano"], dtype=np.uint64)
-    arrays: dict[str, pa.Array] = {"timestamp": _iso_utc(times)}
-    arrays["timestamp_unix_nano"] = pa.array(times).cast(pa.string())
-    starts = pa.array(columns["start_time_unix_nano"], pa.uint64())
-    arrays["start_time_unix_nano"] = starts.cast(pa.string())
-    columns["quantiles"] = [_quantiles(value) for value in columns["quantiles"]]
-    for column in POINTS:
-        if column.name not in arrays:
-            arrays[column.name] = pa.array(columns[column.name], _ARROW_TYPES[column.type])
+    found = point_rows(points, rows.leftovers)
+    owners = [owner_of(series, default_run_id) for series in found.series]
+    words: dict[str, list[Any]] = {
+        name: [getattr(s, name) for s in found.series] for name in _SERIES
+    }
+    words["run_id"], words["service_name"] = [o[0] for o in owners], [o[1] for o in owners]
+    words["resource_attributes"] = [series.resource for series in found.series]
+    place = pa.array(found.series_of_row)
+    starts = pa.array(found.start_times, mask=found.start_times == 0)
+    arrays: dict[str, pa.Array] = {
+        "timestamp": _iso_utc(found.times),
+        "timestamp_unix_nano": pa.array(found.times).cast(pa.string()),
+        "start_time_unix_nano": starts.cast(pa.string()),
+        "value": pa.array(found.values, mask=~found.is_number),
+        "value_int": pa.array(found.integers, mask=~found.is_integer),
+        "flags": _flags(found),
+    }
+    for name, texts in words.items():
+        arrays[name] = pa.array(texts, _point_type(name)).take(place)
+    for name in Distribution.__slots__:
+        known = {row: getattr(value, name) for row, value in found.distributions.items()}
+        arrays[name] = _scattered(known, found.times.size, _point_type(name))
+    exemplars = {row: extra.exemplars for row, extra in found.extras.items()}
+    arrays["exemplars"] = _scattered(exemplars, found.times.size, pa.string())
     return pa.Table.from_arrays([arrays[c.name] for c in POINTS], schema=arrow_schema("points"))
+
+
+_SERIES = ("metric_name", "unit", "kind", "temporality", "is_monotonic", "scope_name", "attributes")
+
+
+def _point_type(name: str) -> pa.DataType:
+    return _ARROW_TYPES[next(column.type for column in POINTS if column.name == name)]
+
+
+def _flags(found: PointRows) -> pa.Array:
+    flags = np.zeros(found.times.size, dtype=np.int64)
+    for row, extra in found.extras.items():
+        flags[row] = extra.flags
+    return pa.array(flags)
+
+
+def _scattered(known: Mapping[int, Any], size: int, type_: pa.DataType) -> pa.Array:
+    """A column of *size* rows that is null but for what is *known*."""
+    if not any(value is not None for value in known.values()):
+        return pa.nulls(size, type_)
+    values: list[Any] = [None] * size
+    for row, value in known.items():
+        values[row] = _quantiles(value) if type_ == _ARROW_TYPES["quantiles"] else value
+    return pa.array(values, type_)
 
 
 def write_parquet(
@@ -161,10 +204,17 @@ def read_parquet(files: Sequence[Path], config: str) -> pa.Table:
     The rows of *files* in order of time, rows without a GPU first.
 
     Raises:
-        DecodeError: A file is not Parquet, or lacks the columns of *config*.
+        DecodeError: None of them is Parquet with the columns of *config*.
     """
     schema = arrow_schema(config)
-    tables = [_read_file(file, schema) for file in files]
+    tables: list[pa.Table] = []
+    for file in files:
+        try:
+            tables.append(_read_file(file, schema))
+        except DecodeError as error:
+            if file is files[-1] and not tables:
+                raise
+            log.warning("skipped: %s", error)
     table = pa.concat_tables(tables)
     if len(tables) == 1:
         return table

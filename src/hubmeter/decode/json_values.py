@@ -100,6 +100,10 @@ def value_of(point: Mapping[str, Any], kind: Kind) -> Value:
     return _distribution(point, kind)
 
 
+LONGEST_INTEGER = 40
+"""Characters; 64 bits need 20, and Python refuses to read some thousands."""
+
+
 def _number(value: Any) -> float | None:
     """A double; "NaN" and "Infinity" are words in JSON."""
     if value is None:
@@ -123,10 +127,9 @@ def _integer(value: Any) -> int | float | None:
         raise BadPoint(BAD_NUMBER)
     if value is None or isinstance(value, int):
         return _in_range(value)
-    try:
-        return _in_range(int(value)) if isinstance(value, str) else _number(value)
-    except ValueError:
-        return _number(value)
+    if isinstance(value, str) and value.strip().lstrip("+-").isdecimal():
+        return _in_range(int(value)) if len(value) < LONGEST_INTEGER else _in_range(2**64)
+    return _number(value)
 
 
 def _in_range(value: int | None) -> int | None:

@@ -4,7 +4,12 @@ Series and layouts that repeat are handed out as the same objects.
 
 from __future__ import annotations
 
+from collections import OrderedDict
+
 from ..batch import Series, SeriesLayout
+
+MOST_LAYOUTS = 256
+"""A source whose series keep changing would fill the memory; what is forgotten is made again."""
 
 
 class LayoutCache:
@@ -12,7 +17,7 @@ class LayoutCache:
 
     def __init__(self) -> None:
         self._series: dict[Series, Series] = {}
-        self._layouts: dict[tuple[int, ...], SeriesLayout] = {}
+        self._layouts: OrderedDict[tuple[int, ...], SeriesLayout] = OrderedDict()
 
     def series(self, series: Series) -> Series:
         """The first series seen that equals *series*."""
@@ -24,4 +29,8 @@ class LayoutCache:
         layout = self._layouts.get(key)
         if layout is None:
             layout = self._layouts[key] = SeriesLayout(tuple(series))
+            if len(self._layouts) > MOST_LAYOUTS:
+                self._layouts.popitem(last=False)
+        else:
+            self._layouts.move_to_end(key)
         return layout

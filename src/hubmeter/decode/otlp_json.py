@@ -94,7 +94,7 @@ class JsonDecoder:
         if not text.strip():
             raise DecodeError("the input is empty: expected OTLP/JSON")
         try:
-            document = json.loads(text)
+            document = _parsed(text)
         except (ValueError, RecursionError):
             # Not splitlines(): a JSON string may hold other line separators.
             for line in text.split("\n") if isinstance(text, str) else text.split(b"\n"):
@@ -106,12 +106,22 @@ class JsonDecoder:
 
     def _decode_line(self, line: str | bytes) -> Iterator[PointBatch]:
         try:
-            document = json.loads(line)
+            document = _parsed(line)
         except (ValueError, RecursionError):
             empty = self._cache.layout([])
             yield PointBatch(layout=empty, times_unix_nano=(), values=(), skipped={BAD_LINE: 1})
         else:
             yield from self.decode_document(document)
+
+
+def _parsed(text: str | bytes) -> Any:
+    """JSON, in which one number of thousands of digits spoils that number only."""
+    try:
+        return json.loads(text)
+    except ValueError:
+        return json.loads(
+            text, parse_int=lambda digits: int(digits) if len(digits) < 40 else digits
+        )
 
 
 class _Walk:
@@ -135,17 +145,26 @@ class _Walk:
         for resource_metrics in self._objects(request, "resourceMetrics"):
             resource = self._attributes(self._object(resource_metrics, "resource"))
             for scope_metrics in self._objects(resource_metrics, "scopeMetrics"):
-                scope_name = name_of(self._object(scope_metrics, "scope").get("name"))
+                scope = self._object(scope_metrics, "scope")
+                owner: dict[str, Any] = {
+                    "resource": resource,
+                    "scope_name": name_of(scope.get("name")),
+                    "scope": self._scope(scope, scope_metrics),
+                    "run_id": run_id,
+                }
                 for metric in self._objects(scope_metrics, "metrics"):
-                    self._metric(metric, resource, scope_name, run_id)
+                    self._metric(metric, owner)
 
-    def _metric(
-        self,
-        metric: Mapping[str, Any],
-        resource: AttributesJson,
-        scope_name: str,
-        run_id: str | None,
-    ) -> None:
+    def _scope(self, scope: Mapping[str, Any], scope_metrics: Mapping[str, Any]) -> AttributesJson:
+        """What tells scopes of one name apart."""
+        known = {
+            "version": scope.get("version"),
+            "schema_url": scope_metrics.get("schemaUrl"),
+            "attributes": json.loads(self._attributes(scope)),
+        }
+        return attributes_json({name: value for name, value in known.items() if value})
+
+    def _metric(self, metric: Mapping[str, Any], owner: Mapping[str, Any]) -> None:
         key = next((key for key in _KINDS if metric.get(key) is not None), None)
         if key is None:
             self.skipped[UNKNOWN_KIND] += 1
@@ -156,15 +175,13 @@ class _Walk:
             return
         for point in self._objects(data, "dataPoints"):
             series = Series(
-                resource=resource,
-                scope_name=scope_name,
+                **owner,
                 metric_name=name_of(metric.get("name")),
                 unit=name_of(metric.get("unit")),
                 kind=_KINDS[key],
                 temporality=_temporality(key, data),
                 is_monotonic=bool(data.get("isMonotonic")) if key == "sum" else None,
                 attributes=self._attributes(point),
-                run_id=run_id,
             )
             self._point(point, self._cache.series(series))
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass
+from functools import lru_cache
 from operator import is_
 from typing import Any
 
@@ -119,6 +120,7 @@ class SdkDecoder:
                 one = Series(
                     resource=resources[id(resource)],
                     scope_name=writable(str(getattr(scope, "name", "") or "")),
+                    scope=_scope(scope),
                     metric_name=writable(str(name)),
                     unit=writable(str(unit or "")),
                     kind=_KINDS[data],
@@ -149,6 +151,12 @@ class SdkDecoder:
             extras={place: extra for place, extra in enumerate(map(_extra, points)) if extra},
             skipped=dict(counts),
         )
+
+
+def _scope(scope: Any) -> AttributesJson:
+    """What tells scopes of one name apart."""
+    known = {name: getattr(scope, name, None) for name in ("version", "schema_url", "attributes")}
+    return attributes_json({name: value for name, value in known.items() if value})
 
 
 def _signature(metric: Any) -> tuple[Any, ...]:
@@ -220,7 +228,7 @@ def _distribution(point: Any) -> Distribution:
         return Distribution(
             **common,
             bucket_counts=tuple(point.bucket_counts) or None,
-            explicit_bounds=tuple(map(float, point.explicit_bounds)) or None,
+            explicit_bounds=_bounds(tuple(point.explicit_bounds)),
         )
     positive, negative = point.positive, point.negative
     return Distribution(
@@ -233,6 +241,12 @@ def _distribution(point: Any) -> Distribution:
         negative_offset=negative.offset,
         negative_bucket_counts=tuple(negative.bucket_counts) or None,
     )
+
+
+@lru_cache(maxsize=256)
+def _bounds(bounds: tuple[Any, ...]) -> tuple[float, ...] | None:
+    """The same object for the same bounds, which come with every point of a histogram."""
+    return tuple(map(float, bounds)) or None
 
 
 def _extra(point: Any) -> Extra | None:

@@ -67,7 +67,7 @@ class ParquetDir:
             configs = [c for c in CONFIGS if any(f.parts[1] == c for f in files)]
             names = b"\n".join(map(os.fsencode, files))
             text = card_text(
-                self._folder.name,
+                f"./{self._folder.name}",  # as seen from where the folder is
                 configs=configs,
                 contents=f"{len(files)} files, {hashlib.sha256(names).hexdigest()[:12]}",
                 existing=existing,

@@ -247,7 +247,8 @@ def instrument_gpus(
         close = sampler.stop
     else:
         span_s = _export_interval_s(provider)
-        sampler = acquire_shared(partial(_sampler, settings, span_s))
+        wanted = f"GPUs {settings.gpus}, every {settings.sample_interval_s:g} s, over {span_s:g} s"
+        sampler = acquire_shared(partial(_sampler, settings, span_s), wanted)
         close = partial(release_shared, sampler)
     handle = GpuMetrics(sampler, factors_of(settings), close)
     handle.register(meter)

@@ -193,9 +193,24 @@ class GpuSampler(AbstractContextManager["GpuSampler"]):
             return
         for device, track in self._tracks.items():
             now_ns = self._monotonic_ns()
-            reading = source.read(device, now_ns)
-            track.add(reading, now_ns, (now_ns - self._start_ns) // self._window_ns)
+            track.add(
+                self._read(source, device, now_ns),
+                now_ns,
+                (now_ns - self._start_ns) // self._window_ns,
+            )
         self._publish()
+
+    def _read(self, source: GpuSource, device: GpuDevice, now_ns: int) -> Reading | None:
+        try:
+            return source.read(device, now_ns)
+        except Exception:  # whatever one GPU does, the others are read
+            self._complain(f"GPU {device.index} cannot be read")
+            return None
+
+    def _complain(self, message: str) -> None:
+        """Once is enough: the next tick may fail in the same way."""
+        log.log(self._failure_level, "%s", message, exc_info=True)
+        self._failure_level = logging.DEBUG
 
     def _publish(self) -> None:
         gpus = tuple(track.state() for track in self._tracks.values())
@@ -236,9 +251,8 @@ class GpuSampler(AbstractContextManager["GpuSampler"]):
         waiting = list(self._waiting)
         try:
             yield
-        except Exception:  # the thread's border; once is enough, the next tick may do the same
-            log.log(self._failure_level, "GPU sampler failed", exc_info=True)
-            self._failure_level = logging.DEBUG
+        except Exception:  # the thread's border
+            self._complain("GPU sampler failed")
         self._answer(waiting)
 
     def _answer(self, waiting: Sequence[threading.Event]) -> None:
@@ -274,22 +288,26 @@ class _Shared:
         self.lock = threading.Lock()
         self.sampler: GpuSampler | None = None
         self.users = 0
+        self.wanted = ""
 
 
 _samplers: weakref.WeakSet[GpuSampler] = weakref.WeakSet()
 _shared = _Shared()
 
 
-def acquire_shared(make: Callable[[], GpuSampler]) -> GpuSampler:
+def acquire_shared(make: Callable[[], GpuSampler], wanted: str = "") -> GpuSampler:
     """
     The sampler that this process shares, started; each call needs a :func:`release_shared`.
 
     Args:
         make: Builds it, if nobody uses one yet; the first user's settings count.
+        wanted: Those settings in words; who wants others is warned.
     """
     with _shared.lock:
         if _shared.sampler is None:
-            _shared.sampler = make()
+            _shared.sampler, _shared.wanted = make(), wanted
+        elif wanted != _shared.wanted:
+            log.warning("GPUs are sampled already: %s. Not: %s", _shared.wanted, wanted)
         _shared.users += 1
         sampler = _shared.sampler
     sampler.start()

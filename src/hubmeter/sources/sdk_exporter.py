@@ -8,6 +8,7 @@ import atexit
 import logging
 import math
 import os
+import re
 import sys
 import threading
 from collections.abc import Mapping
@@ -25,7 +26,6 @@ from opentelemetry.sdk.metrics.export import (
 from opentelemetry.sdk.metrics.view import Aggregation
 
 from ..decode.sdk_objects import SdkDecoder
-from ..errors import PublishError
 from ..pipeline import Deadline, Pipeline
 from ..settings import load_settings
 
@@ -38,6 +38,9 @@ log = logging.getLogger(__name__)
 DEFAULT_BUDGET_MS = 30_000
 DEFAULT_INTERVAL_MS = 60_000
 """Both as in the SDK."""
+
+HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
+"""``user/repo``: what a person means who has a Hub repository."""
 
 _created = False
 
@@ -83,9 +86,9 @@ class HubMetricExporter(MetricExporter):
         self._decoder = SdkDecoder()
         self._decoding = threading.Lock()
         self._pipeline: Pipeline | None = None
-        self._closed = False
         self._complained = False
         self._has_received = False
+        self._told_child = False
         _prepare_process()
         try:
             self._pipeline = pipeline or _open_pipeline(to, settings)
@@ -103,15 +106,13 @@ class HubMetricExporter(MetricExporter):
         if self._pipeline is None:
             return MetricExportResult.SUCCESS
         if self._in_forked_child():
+            self._say_that_children_are_not_recorded()
             return MetricExportResult.FAILURE
         try:
             with self._decoding:
                 batch = self._decoder.decode(metrics_data)
             self._has_received = True
             self._pipeline.consume(batch)
-        except PublishError as error:
-            self._complain(f"hubmeter: after shutdown: {error}", with_traceback=False)
-            return MetricExportResult.FAILURE
         except Exception:
             self._complain("hubmeter: a collection is lost, the program goes on")
             return MetricExportResult.FAILURE
@@ -127,10 +128,9 @@ class HubMetricExporter(MetricExporter):
             return False
 
     def shutdown(self, timeout_millis: float = 30_000, **kwargs: Any) -> None:
-        if self._closed or self._pipeline is None or self._in_forked_child():
+        """Publish the run. A further call publishes what came since, if anything did."""
+        if self._pipeline is None or self._in_forked_child():
             return
-        self._closed = True
-        atexit.unregister(self._publish_at_exit)
         try:
             self._pipeline.close(_deadline(timeout_millis, kwargs))
         except Exception as error:
@@ -159,17 +159,24 @@ class HubMetricExporter(MetricExporter):
         # worker would publish its parent's metrics a second time.
         return os.getpid() != self._owner_pid
 
-    def _complain(self, message: str, *, with_traceback: bool = True) -> None:
+    def _say_that_children_are_not_recorded(self) -> None:
+        if not self._told_child:
+            self._told_child = True
+            log.info("hubmeter: a forked child is not recorded; a provider of its own would be")
+
+    def _complain(self, message: str) -> None:
         """Of failures that repeat, the first is an error and the others are for debugging."""
         level = logging.DEBUG if self._complained else logging.ERROR
         self._complained = True
-        log.log(level, "%s", message, exc_info=with_traceback)
+        log.log(level, "%s", message, exc_info=True)
 
 
 def _open_pipeline(to: str | None, settings: dict[str, Any]) -> Pipeline | None:
     loaded = load_settings(to=to, **settings)
     for problem in loaded.problems:
         log.warning("hubmeter: %s", problem)
+    if HUB_NAME.fullmatch(loaded.to) and not os.path.isdir(loaded.to):  # noqa: PTH112
+        log.warning("hubmeter: %s is a folder here; publishing to the Hub is to come", loaded.to)
     return None if loaded.disabled else Pipeline(loaded)
 
 

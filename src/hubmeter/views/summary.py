@@ -4,6 +4,7 @@ What the rows of a dataset say, GPU by GPU and run by run. Numbers only, no text
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
@@ -18,6 +19,8 @@ SCHEMA_VERSION = 1
 IDLE_BELOW_PERCENT = 10.0
 GAP_FACTOR = 3
 """A pause of more than this many typical intervals is a gap."""
+FEW_RESTARTS = 0.1
+"""Per row: fewer falls of a total are processes one after the other, more are side by side."""
 TREND_POINTS = 40
 KJ_AS_WH = 3.6
 """genai_otel before 1.40 multiplied kW by seconds and called it Wh."""
@@ -33,6 +36,7 @@ class GpuSummary:
         gaps: Pauses in the rows that are much longer than the usual interval.
         idle_percent: Share of rows with utilization below 10 %.
         energy_joules: Grown since the run began, like CO2 and cost.
+        restarts: How often they fell: then several processes share this run and GPU.
         utilization_trend: Mean utilization of up to forty equal parts of the run.
     """
 
@@ -46,6 +50,7 @@ class GpuSummary:
     last: str
     duration_s: float
     gaps: int
+    restarts: int
     utilization_mean_percent: float | None
     utilization_p95_percent: float | None
     idle_percent: float | None
@@ -63,7 +68,7 @@ class GpuSummary:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Totals:
-    """Sums over GPUs. What a run reports as a whole counts only where its GPUs do not."""
+    """Sums over GPUs, or what the run reports as a whole, whichever is more."""
 
     runs: int
     gpus: int
@@ -109,6 +114,7 @@ def summarize(table: pa.Table) -> Summary:
     return Summary(gpus=gpus, totals=totals(gpus), notes=tuple(_notes(gpus)))
 
 
+_CUMULATIVE = ("energy_joules", "co2_emissions_gco2e", "power_cost_usd")
 _KEY = ("run_id", "service_name", "host_name", "gpu_id", "gpu_uuid")
 
 
@@ -131,10 +137,14 @@ def totals(gpus: Sequence[GpuSummary]) -> Totals:
 
 
 def _total(gpus: Sequence[GpuSummary], field: str) -> float | None:
-    found = [(gpu, value) for gpu in gpus if (value := getattr(gpu, field)) is not None]
-    metered = {gpu.run_id for gpu, _ in found if gpu.gpu_id is not None}
-    values = [v for gpu, v in found if gpu.gpu_id is not None or gpu.run_id not in metered]
-    return sum(values) if values else None
+    wholes: dict[str, float] = defaultdict(float)
+    parts: dict[str, float] = defaultdict(float)
+    for gpu in gpus:
+        value = getattr(gpu, field)
+        if value is not None:
+            (wholes if gpu.gpu_id is None else parts)[gpu.run_id] += value
+    runs = {*wholes, *parts}
+    return sum(max(wholes[run], parts[run]) for run in runs) if runs else None
 
 
 def _summarize_gpu(rows: pa.Table, times: NDArray[np.uint64]) -> GpuSummary:
@@ -147,7 +157,6 @@ def _summarize_gpu(rows: pa.Table, times: NDArray[np.uint64]) -> GpuSummary:
 
     utilization = floats("gpu_utilization_percent")
     duration_s = float(times[-1] - times[0]) / 1e9
-    energy_joules = _highest(floats("energy_joules"))
     watts = floats("gpu_power_watts")
     return GpuSummary(
         **{name: rows[name][0].as_py() for name in _KEY if name != "gpu_uuid"},
@@ -157,6 +166,7 @@ def _summarize_gpu(rows: pa.Table, times: NDArray[np.uint64]) -> GpuSummary:
         last=rows["timestamp"][-1].as_py(),
         duration_s=duration_s,
         gaps=_gaps(times),
+        restarts=max(int((np.diff(floats(name)) < 0).sum()) for name in _CUMULATIVE),
         utilization_mean_percent=_mean(utilization),
         utilization_p95_percent=float(np.percentile(utilization, 95)) if utilization.size else None,
         idle_percent=_mean(100.0 * (utilization < IDLE_BELOW_PERCENT)),
@@ -167,10 +177,10 @@ def _summarize_gpu(rows: pa.Table, times: NDArray[np.uint64]) -> GpuSummary:
         ),
         power_mean_watts=_mean(watts),
         power_max_watts=_highest(floats("gpu_power_max_watts"), watts),
-        energy_joules=energy_joules,
+        energy_joules=_grown(floats("energy_joules")),
         energy_source=next((s for s in reversed(rows["energy_source"].to_pylist()) if s), None),
-        co2_gco2e=_highest(floats("co2_emissions_gco2e")),
-        cost_usd=_highest(floats("power_cost_usd")),
+        co2_gco2e=_grown(floats("co2_emissions_gco2e")),
+        cost_usd=_grown(floats("power_cost_usd")),
         utilization_trend=_trend(times, rows["gpu_utilization_percent"].to_numpy()),
     )
 
@@ -184,15 +194,29 @@ def _highest(*columns: NDArray[np.float64]) -> float | None:
     return max(highest) if highest else None
 
 
+def _grown(totals: NDArray[np.float64]) -> float | None:
+    """
+    What a cumulative column came to.
+
+    Where it falls now and then, one process followed another in the same run: their
+    totals add up. Where it falls all the time, they ran side by side: the highest counts.
+    """
+    falls = np.flatnonzero(np.diff(totals) < 0)
+    if falls.size > FEW_RESTARTS * totals.size:
+        return _highest(totals)
+    return float(totals[[*falls, -1]].sum()) if totals.size else None
+
+
 def _gaps(times: NDArray[np.uint64]) -> int:
     steps = np.diff(times)
     return int((steps > GAP_FACTOR * np.median(steps)).sum()) if steps.size else 0
 
 
 def _trend(times: NDArray[np.uint64], values: NDArray[np.float64]) -> tuple[float | None, ...]:
-    parts = min(TREND_POINTS, times.size)
-    if parts < 2:
+    if times.size < 3:
         return ()
+    intervals = float(times[-1] - times[0]) / float(np.median(np.diff(times)))
+    parts = max(1, min(TREND_POINTS, round(intervals)))
     span = float(times[-1] - times[0]) * (1 + 1e-12) + 1.0
     part = ((times - times[0]).astype(float) / span * parts).astype(int)
     return tuple(_mean(values[(part == i) & ~np.isnan(values)]) for i in range(parts))
@@ -200,6 +224,12 @@ def _trend(times: NDArray[np.uint64], values: NDArray[np.float64]) -> tuple[floa
 
 def _notes(gpus: Sequence[GpuSummary]) -> Iterator[str]:
     for gpu in gpus:
+        if gpu.restarts:
+            yield (
+                f"GPU {gpu.gpu_id}: energy, CO2 or cost fell {gpu.restarts} times: several "
+                f"processes share run {gpu.run_id}. One after the other they are added, "
+                "side by side the highest counts"
+            )
         ratio = _counted_kj_as_wh(gpu)
         if ratio is not None:
             yield (

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
+from ..text import printable
 from .summary import GpuSummary, Summary, Totals, by_run
 
 BARS = "▁▂▃▄▅▆▇█"
@@ -38,7 +39,7 @@ def run_text(summary: Summary) -> str:
     """One line per run."""
     rows = [
         [
-            _printable(run_id),
+            printable(run_id),
             _span([gpu for gpu in summary.gpus if gpu.run_id == run_id]),
             str(run.gpus),
             str(run.rows),
@@ -55,7 +56,7 @@ def run_text(summary: Summary) -> str:
 
 def _run_lines(run_id: str, gpus: Sequence[GpuSummary], totals: Totals) -> Iterator[str]:
     service = next((gpu.service_name for gpu in gpus if gpu.service_name), None)
-    words = [f"run {_printable(run_id)}", _printable(service) if service else "", _span(gpus)]
+    words = [f"run {printable(run_id)}", printable(service) if service else "", _span(gpus)]
     yield " · ".join(word for word in words if word)
     yield ""
     hosts = {gpu.host_name for gpu in gpus}
@@ -146,20 +147,15 @@ def _power(gpu: GpuSummary) -> str:
 
 
 def _name(gpu: GpuSummary) -> str:
-    name = _printable(gpu.gpu_name or ("" if gpu.gpu_id else "the run as a whole"))
+    name = printable(gpu.gpu_name or ("" if gpu.gpu_id else "the run as a whole"))
     return name if len(name) <= LONGEST_NAME else name[: LONGEST_NAME - 1] + "…"
 
 
 def _gpu_id(gpu: GpuSummary) -> str:
-    return _printable(gpu.gpu_id) if gpu.gpu_id is not None else MISSING
+    return printable(gpu.gpu_id) if gpu.gpu_id is not None else MISSING
 
 
-def _printable(text: str) -> str:
-    """Names from outside are text, never terminal commands."""
-    return "".join(c if c.isprintable() else "?" for c in text)
-
-
-_HOST = [_Column("host", lambda gpu: _printable(gpu.host_name or MISSING), is_left=True)]
+_HOST = [_Column("host", lambda gpu: printable(gpu.host_name or MISSING), is_left=True)]
 
 _COLUMNS: list[_Column] = [
     _Column("GPU", _gpu_id),
