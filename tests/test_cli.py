@@ -383,3 +383,85 @@ def test_doctor_reads_the_gpus_of_the_driver(standin_library: Path, tmp_path: Pa
     assert "per reading" in out
     assert "not selected" in next(line for line in out.splitlines() if "gpu 0: " in line)
     assert "fan_speed_percent" in out
+
+
+@pytest.mark.parametrize("to", ["{date}/{run_id}", "~/demo", "sp ace/ü"])
+def test_demo_finds_its_dataset_wherever_it_is(tmp_path: Path, to: str) -> None:
+    """
+    Placeholders, a home folder and spaces are followed, and the printed command works.
+    """
+    home = {"HOME": str(tmp_path)}
+    code, _, err = run("demo", "--seconds", "1", "--to", to, cwd=tmp_path, **home)
+
+    assert code == 0, err
+    [command] = [line.strip() for line in err.splitlines() if " summary " in line]
+    done = subprocess.run(["sh", "-c", command], cwd=tmp_path, capture_output=True, check=False)
+    assert json.loads(done.stdout)["totals"]["gpus"] == 2
+
+
+@pytest.mark.parametrize("arguments", [("--to", ""), ("--to", "s3://b/c"), ("--seconds", "nan")])
+def test_demo_refuses_what_cannot_work_before_it_starts(tmp_path: Path, arguments) -> None:
+    """
+    Wrong usage is exit code 2, and nothing is recorded anywhere.
+    """
+    code, _, err = run("demo", *arguments, cwd=tmp_path)
+
+    assert (code, list(tmp_path.iterdir())) == (2, [])
+    assert "task 1" not in err
+
+
+def test_demo_that_is_switched_off_says_so(tmp_path: Path) -> None:
+    """
+    HUBMETER_DISABLED leaves nothing to show.
+    """
+    code, _, err = run("demo", cwd=tmp_path, HUBMETER_DISABLED="1")
+
+    assert (code, "HUBMETER_DISABLED is set" in err) == (1, True)
+
+
+def test_flatten_does_not_replace_its_input(metrics_file: Path) -> None:
+    """
+    The same file as source and output is wrong usage.
+    """
+    before = metrics_file.read_bytes()
+
+    code, _, err = run("flatten", str(metrics_file), "-o", str(metrics_file))
+
+    assert (code, metrics_file.read_bytes()) == (2, before)
+    assert "would replace the input" in err
+
+
+def test_a_bad_shard_does_not_cost_the_good_ones(tmp_path: Path) -> None:
+    """
+    It is named on stderr, and the summary shows the others.
+    """
+    run("demo", "--seconds", "1", "--to", "d", cwd=tmp_path)
+    [shard] = (tmp_path / "d").glob("data/default/*/*.parquet")
+    shard.with_name("aaa.parquet").write_bytes(b"")
+
+    code, out, err = run("summary", "d", cwd=tmp_path)
+
+    assert (code, "2 GPUs" in out) == (0, True)
+    assert "aaa.parquet is not a shard" in err
+
+
+def test_summary_without_gpu_rows_says_where_to_look() -> None:
+    """
+    Points without a column are no reason for a blank answer.
+    """
+    other = request()
+    other["resourceMetrics"][0]["scopeMetrics"][0]["metrics"][0]["name"] = "my.metric"
+
+    code, _, err = run("summary", "-", stdin=json.dumps(other))
+
+    assert (code, "no GPU rows" in err) == (0, True)
+
+
+def test_doctor_names_unknown_variables_and_prints_no_control_characters(tmp_path: Path) -> None:
+    """
+    A typing error in a name is seen; a value cannot steer the terminal.
+    """
+    _, out, _ = run("doctor", cwd=tmp_path, HUBMETER_GPU="0", HUBMETER_TO="x\x1b]0;t\x07")
+
+    assert "HUBMETER_GPU is no setting" in out
+    assert "\x1b" not in out

@@ -258,3 +258,28 @@ def test_sdk_objects_and_their_otlp_json_give_the_same_tables(collections, resou
     ours, theirs = both(*data)
 
     assert repr(ours) == repr(theirs)  # repr, because NaN is not equal to itself
+
+
+def test_scopes_of_one_name_stay_apart() -> None:
+    """Two versions of a library that count the same are two series, in both decoders."""
+    reader = InMemoryMetricReader()
+    provider = MeterProvider([reader], shutdown_on_exit=False)
+    for version, steps in (("1.0", 1), ("2.0", 10)):
+        provider.get_meter("lib", version).create_counter("steps").add(steps)
+
+    for found in both(reader.get_metrics_data()):
+        assert sorted(row["value_int"] for row in found[1]) == [1, 10]
+
+
+def test_bounds_of_a_histogram_are_kept_once() -> None:
+    """They come with every point, and would take most of the memory."""
+    reader = InMemoryMetricReader()
+    provider = MeterProvider([reader], shutdown_on_exit=False)
+    latency = provider.get_meter("lib").create_histogram("latency")
+    decoder, bounds = SdkDecoder(), []
+    for _ in range(2):
+        latency.record(1)
+        [value] = decoder.decode(reader.get_metrics_data()).values
+        bounds.append(value.explicit_bounds)
+
+    assert bounds[0] is bounds[1]

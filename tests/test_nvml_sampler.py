@@ -609,3 +609,40 @@ def test_simulated_load_can_be_set():
     assert {reading.power_watts for reading in readings} == {60}
     assert readings[-1].energy_counter_joules == pytest.approx(60 * 19)
     assert not math.isnan(readings[-1].temperature_celsius)
+
+
+class HalfBrokenSource(SimulatedGpus):
+    """One GPU of two raises what no source should."""
+
+    def read(self, device, now_ns):
+        if device.index == 1:
+            raise RuntimeError("broken")
+        return super().read(device, now_ns)
+
+
+def test_a_gpu_that_raises_does_not_blank_the_others(caplog):
+    """The other one has its values, and the log says once which could not be read."""
+    now = [0]
+    with GpuSampler(lambda: HalfBrokenSource(2), monotonic_ns=lambda: now[0]) as sampler:
+        sampler.open()
+        for second in range(1, 4):
+            now[0] = second * 10**9
+            sampler.tick()
+
+        [good, broken] = sampler.snapshot.gpus
+    assert good.mean.power_watts is not None
+    assert broken.mean.power_watts is None
+    messages = [r.getMessage() for r in caplog.records if r.levelno >= logging.WARNING]
+    assert messages == ["GPU 1 cannot be read"]
+
+
+def test_another_wish_for_the_shared_sampler_is_a_warning(caplog):
+    """The first user's settings hold, and the second is told."""
+    shared = acquire_shared(lambda: GpuSampler(lambda: SimulatedGpus(1)), "GPUs 0")
+    assert acquire_shared(lambda: GpuSampler(lambda: SimulatedGpus(1)), "GPUs 1") is shared
+    release_shared(shared)
+    release_shared(shared)
+
+    [record] = caplog.records
+    assert "GPUs 0" in record.getMessage()
+    assert "GPUs 1" in record.getMessage()
