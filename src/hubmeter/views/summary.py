@@ -37,7 +37,7 @@ class GpuSummary:
         idle_percent: Share of rows with utilization below 10 %.
         energy_joules: Grown since the run began, like CO2 and cost.
         restarts: How often they fell: then several processes share this run and GPU.
-        utilization_trend: Mean utilization of up to forty equal parts of the run.
+        utilization_trend: Of each row; of more than forty rows, means over forty equal times.
     """
 
     run_id: str
@@ -213,13 +213,11 @@ def _gaps(times: NDArray[np.uint64]) -> int:
 
 
 def _trend(times: NDArray[np.uint64], values: NDArray[np.float64]) -> tuple[float | None, ...]:
-    if times.size < 3:
-        return ()
-    intervals = float(times[-1] - times[0]) / float(np.median(np.diff(times)))
-    parts = max(1, min(TREND_POINTS, round(intervals)))
+    if times.size <= TREND_POINTS:
+        return tuple(None if np.isnan(value) else float(value) for value in values)
     span = float(times[-1] - times[0]) * (1 + 1e-12) + 1.0
-    part = ((times - times[0]).astype(float) / span * parts).astype(int)
-    return tuple(_mean(values[(part == i) & ~np.isnan(values)]) for i in range(parts))
+    part = ((times - times[0]).astype(float) / span * TREND_POINTS).astype(int)
+    return tuple(_mean(values[(part == i) & ~np.isnan(values)]) for i in range(TREND_POINTS))
 
 
 def _notes(gpus: Sequence[GpuSummary]) -> Iterator[str]:
