@@ -4,12 +4,10 @@ A table as one file: Parquet, CSV or JSON lines. Written whole or not at all.
 
 from __future__ import annotations
 
+import io
 import json
 import math
-import os
-import uuid
 from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any
 
@@ -18,6 +16,7 @@ import pyarrow.csv
 
 from .errors import SettingsError
 from .tables import write_parquet
+from .whole_files import write_whole
 
 CHUNK_ROWS = 10_000
 
@@ -31,24 +30,12 @@ def write_file(table: pa.Table, path: Path, config: str) -> None:
         OSError: The file cannot be written; what was there before still is.
     """
     write = writer_for(path)
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
+    buffer = io.BytesIO()
+    write(table, buffer, config)
     try:
-        with temporary.open("xb") as file:
-            write(table, file, config)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
+        write_whole({path: buffer.getvalue()})
     except OSError as error:
-        _remove(temporary)
         raise OSError(error.errno, error.strerror, str(path)) from error
-    except BaseException:
-        _remove(temporary)
-        raise
-
-
-def _remove(path: Path) -> None:
-    with suppress(OSError):
-        path.unlink()
 
 
 def writer_for(path: Path) -> Callable[[pa.Table, IO[bytes], str], None]:

@@ -6,15 +6,13 @@ from __future__ import annotations
 
 import hashlib
 import os
-import uuid
-from collections.abc import Mapping
-from contextlib import suppress
 from pathlib import Path
 
 from ..card import card_text
 from ..errors import PublishError
 from ..schema import CONFIGS
 from ..shard import Shard
+from ..whole_files import write_whole
 
 CARD = "README.md"
 KEEP = "surrogateescape"
@@ -43,7 +41,7 @@ class ParquetDir:
                 only the card could not be written.
         """
         try:
-            _write_atomically({self._folder / p: content for p, content in shard.files.items()})
+            write_whole({self._folder / p: content for p, content in shard.files.items()})
         except OSError as error:
             raise PublishError(
                 f"{shard.rows} rows not written to {self._folder}: {_reason(error)}. They stay in "
@@ -73,37 +71,12 @@ class ParquetDir:
                 existing=existing,
             )
             if text != existing:
-                _write_atomically({path: text.encode("utf-8", KEEP)})
+                write_whole({path: text.encode("utf-8", KEEP)})
             described = files
 
     def _files(self) -> list[Path]:
         found = (path.relative_to(self._folder) for path in self._folder.glob("data/*/*/*.parquet"))
         return sorted(found)
-
-
-def _write_atomically(files: Mapping[Path, bytes]) -> None:
-    """All of *files* or none; a reader sees the old file or the new one, also after a crash."""
-    staged: dict[Path, Path] = {}
-    try:
-        for path, content in files.items():
-            path.parent.mkdir(parents=True, exist_ok=True)
-            staged[path] = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
-            with staged[path].open("xb") as file:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
-        for path, temporary in staged.items():
-            temporary.replace(path)
-    except BaseException:
-        for temporary in staged.values():
-            _remove(temporary)
-        raise
-
-
-def _remove(path: Path) -> None:
-    # What could not be created often cannot be looked at either: the first error counts.
-    with suppress(OSError):
-        path.unlink()
 
 
 def _reason(error: OSError) -> str:
