@@ -737,3 +737,13 @@ def test_delta_and_cumulative_of_one_counter_agree(steps, restart) -> None:
 
     assert a == pytest.approx(b)
     assert not any(map(math.isnan, b))
+
+
+def test_a_gpu_without_any_measured_energy_costs_the_others_nothing() -> None:
+    """A counter since boot that never had a value is null, beside one that had."""
+    points = [point(None, T0 + i * SECOND, gpu=1) for i in range(3)]
+    points += [point(5.0 + i, T0 + i * SECOND, gpu=0) for i in range(3)]
+    found = rows(request(total("DCGM_FI_DEV_TOTAL_ENERGY_CONSUMPTION", "", *points)))
+
+    assert [row["energy_joules"] for row in found if row["gpu_id"] == "0"] == [0, 0.001, 0.002]
+    assert {row["energy_joules"] for row in found if row["gpu_id"] == "1"} == {None}

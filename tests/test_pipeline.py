@@ -6,6 +6,7 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
@@ -241,3 +242,31 @@ def test_the_errors_are_those_that_are_drawn() -> None:
     assert issubclass(errors.SettingsError, ValueError)
     assert issubclass(errors.DecodeError, ValueError)
     assert issubclass(errors.PublishError, OSError)
+
+
+def test_closing_inside_a_publish_does_not_wait_for_itself() -> None:
+    """A signal handler that ends the run may interrupt its publishing."""
+
+    class Impatient(Shelf):
+        def publish(self, shard: Any) -> None:
+            pipeline.close(soon())
+            super().publish(shard)
+
+    shelf = Impatient()
+    pipeline = Pipeline(Settings(), sink=shelf)
+    pipeline.close(soon())
+
+    assert len(shelf.shards) == 1
+
+
+def test_only_the_destination_is_filled_in_not_the_folder_around_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Braces in the working folder stay, and so does it when the program moves on."""
+    (tmp_path / "{date}").mkdir()
+    monkeypatch.chdir(tmp_path / "{date}")
+    pipeline = Pipeline(load_settings(to="./d"))
+    monkeypatch.chdir("/")
+    pipeline.close(soon())
+
+    assert len(shards(tmp_path / "{date}" / "d")) == 1

@@ -123,7 +123,7 @@ def demo(to: str, seconds: float, gpus: int) -> None:
         raise click.BadParameter("a number is needed", param_hint="--seconds")
     folder, run_id = _demo_folder(to)
     before = set(Path(folder).glob("data/*/*/*.parquet"))
-    program, python = _callable("hubmeter"), _callable("python")
+    program, python = quote(_callable("hubmeter")), quote(_callable("python"))
     next_command = f"  {program} summary {quote(folder)} --format json"
     try:
         rows = run_demo(folder, run_id=run_id, seconds=seconds, gpus=gpus, say=_say)
@@ -284,7 +284,10 @@ def _callable(name: str) -> str:
     found = which(name)
     if found is not None and Path(found).absolute() == own.absolute():
         return name
-    return os.path.relpath(own) if own.is_relative_to(Path.cwd()) else str(own)
+    with suppress(OSError):  # somebody removed the working folder
+        if own.is_relative_to(Path.cwd()):
+            return os.path.join(".", os.path.relpath(own))  # noqa: PTH118
+    return str(own)
 
 
 def _say(text: str) -> None:

@@ -89,6 +89,13 @@ class Block:
             {index: extra for index, extra in self.extras.items() if index < end},
         )
 
+    def times_since(self, number: int) -> array[int]:
+        """Times in the batches numbered *number* and above."""
+        batches = bisect_left(self.batch_numbers, number)
+        return self.times_unix_nano[
+            batches if self.shares_time else batches * len(self.layout.series) :
+        ]
+
     def value(self, index: int, kinds: bytes) -> Value:
         """The value at *index*, exactly as it was sent; *kinds* are its batch's integers."""
         if index in self.special:

@@ -11,7 +11,9 @@ import threading
 import time
 import uuid
 import weakref
+from collections import Counter
 from collections.abc import Callable, Mapping
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
@@ -76,9 +78,8 @@ class Pipeline:
         wall_clock_ns: Callable[[], int] = time.time_ns,
     ) -> None:
         self.run_id = new_run_id(settings)
-        # The program may change its folder before it ends.
-        to = os.path.abspath(os.path.expanduser(settings.to))  # noqa: PTH100, PTH111
-        self.settings = replace(settings, to=to)
+        self.settings = settings
+        self._base = _working_folder()  # the program may change it before it ends
         self._sink = sink
         self._process_id = uuid.uuid4().hex[:12]
         self._wall_clock_ns = wall_clock_ns
@@ -86,8 +87,9 @@ class Pipeline:
         self._parts = itertools.count()
         self._closed = False
         self._published = 0
+        self._skipped: Mapping[str, int] = {}
         self._lock = threading.Lock()
-        self._publishing = threading.Lock()
+        self._publishing = threading.RLock()  # a signal handler may close while we publish
         _renew_lock_after_fork(self)
 
     def consume(self, batch: PointBatch) -> None:
@@ -126,17 +128,20 @@ class Pipeline:
                 first, self._published = self._published, self._ledger.batches
                 if not is_first and first == self._published:
                     return
-                before, points = self._ledger.snapshot(first), self._ledger.snapshot()
+                points = self._ledger.snapshot()
+                before = replace(self._ledger.snapshot(first), skipped=self._skipped)
+                self._skipped = points.skipped
             if is_first:
                 options = self._options(self._wall_clock_ns())
                 self._publish(tables_of(points, options), _metadata(self.settings, points))
             else:
-                self._publish_rest(before, points)
+                self._publish_rest(before, points, first)
 
-    def _publish_rest(self, before: Points, points: Points) -> None:
+    def _publish_rest(self, before: Points, points: Points, first: int) -> None:
         options = self._options()
         published, now = tables_of(before, options), tables_of(points, options)
-        tables = {config: _new_rows(now[config], published[config]) for config in now}
+        times = {str(time) for block in points.blocks for time in block.times_since(first)}
+        tables = {config: _new_rows(now[config], published[config], times) for config in now}
         if any(table.num_rows for table in tables.values()):
             self._publish(tables, _metadata(self.settings, points, before))
 
@@ -152,7 +157,7 @@ class Pipeline:
             metadata=metadata,
         )
         # Only now: the destination may name the run, which the first resource may name.
-        self._sink = self._sink or _sink_for(self.settings, run_id)
+        self._sink = self._sink or _sink_for(self.settings, run_id, self._base)
         self._sink.publish(shard)
         log.info("hubmeter: %d rows of run %s are in %s", shard.rows, run_id, self._sink)
 
@@ -202,24 +207,37 @@ def table_of(points: Points, options: Options, config: str) -> pa.Table:
     return points_table(points, rows, options.run_id)
 
 
-def _new_rows(table: pa.Table, published: pa.Table) -> pa.Table:
-    """Rows of *table* that are not in *published* as they are."""
-    known = {tuple(map(str, row.values())) for row in published.to_pylist()}
-    rows = table.to_pylist()
-    places = [i for i, row in enumerate(rows) if tuple(map(str, row.values())) not in known]
+def _new_rows(table: pa.Table, published: pa.Table, times: AbstractSet[str]) -> pa.Table:
+    """Rows of *table* that *published* does not have: of other instants, or changed at *times*."""
+    known = Counter(map(str, published.to_pylist()))
+    instants = set(published["timestamp_unix_nano"].to_pylist())
+    places = []
+    for place, row in enumerate(table.to_pylist()):
+        if known[str(row)]:
+            known[str(row)] -= 1
+        elif row["timestamp_unix_nano"] in times or row["timestamp_unix_nano"] not in instants:
+            places.append(place)
     return table.take(places) if places else table.slice(0, 0)
 
 
-def _sink_for(settings: Settings, run_id: str) -> Sink:
+def _sink_for(settings: Settings, run_id: str, base: Path) -> Sink:
     from .sinks.parquet_dir import ParquetDir
 
-    return ParquetDir(folder_of(settings, run_id))
+    return ParquetDir(folder_of(settings, run_id, base))
 
 
-def folder_of(settings: Settings, run_id: str) -> Path:
-    """The folder that *settings* want the dataset of a run in."""
+def folder_of(settings: Settings, run_id: str, base: Path | None = None) -> Path:
+    """The folder that *settings* want the dataset of a run in, as seen from *base*."""
     # Unlike Path.expanduser() this takes the `~` of nobody as it stands.
-    return Path(os.path.expanduser(fill_in(settings.to, run_id))).absolute()  # noqa: PTH111
+    folder = os.path.expanduser(fill_in(settings.to, run_id))  # noqa: PTH111
+    return (_working_folder() if base is None else base) / folder
+
+
+def _working_folder() -> Path:
+    try:
+        return Path.cwd()
+    except OSError:  # somebody removed it
+        return Path()
 
 
 def _metadata(settings: Settings, points: Points, before: Points = NOTHING) -> dict[str, str]:
@@ -252,6 +270,6 @@ def _renew_lock_after_fork(pipeline: Pipeline) -> None:
     def renew() -> None:
         if (survivor := reference()) is not None:
             survivor._lock = threading.Lock()  # noqa: SLF001
-            survivor._publishing = threading.Lock()  # noqa: SLF001
+            survivor._publishing = threading.RLock()  # noqa: SLF001
 
     os.register_at_fork(after_in_child=renew)

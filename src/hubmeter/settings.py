@@ -154,16 +154,16 @@ def load_settings(**given: Any) -> Settings:
     origins: dict[str, str] = {}
     for setting in SETTINGS:
         values[setting.name], origins[setting.name] = setting.default, "default"
+        wrong: list[str] = []
         for origin, text in _candidates(setting, given, file_values):
             try:
                 value = setting.parse(_as_text(text).strip())
             except ValueError as error:
-                problems.append(
-                    f"{origin}={text!r} is ignored: {error}; instead: {values[setting.name]}"
-                )
+                wrong.append(f"{origin}={text!r} is ignored: {error}")
                 continue
             values[setting.name], origins[setting.name] = value, origin
             break
+        problems += [f"{problem}; instead: {values[setting.name]}" for problem in wrong]
     problems += _unknown("arguments", given) + _unknown("hubmeter.toml", file_values)
     problems += _unknown_variables()
     return Settings(

@@ -154,7 +154,7 @@ def totals(stream: Stream, *, since_boot: bool) -> Floats:
     result = values.copy()
     if resets.any():
         result[1:] += np.cumsum(np.where(resets, values[:-1], 0.0))
-    return result - values[0] if since_boot else result
+    return result - values[:1] if since_boot else result
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,6 +6,7 @@ What is not what OTLP says is a :class:`BadPoint`, never another number.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -127,7 +128,7 @@ def _integer(value: Any) -> int | float | None:
         raise BadPoint(BAD_NUMBER)
     if value is None or isinstance(value, int):
         return _in_range(value)
-    if isinstance(value, str) and value.strip().lstrip("+-").isdecimal():
+    if isinstance(value, str) and re.fullmatch(r"\s*[+-]?[0-9]+\s*", value):
         return _in_range(int(value)) if len(value) < LONGEST_INTEGER else _in_range(2**64)
     return _number(value)
 

@@ -224,16 +224,20 @@ def _notes(gpus: Sequence[GpuSummary]) -> Iterator[str]:
     for gpu in gpus:
         if gpu.restarts:
             yield (
-                f"GPU {gpu.gpu_id}: energy, CO2 or cost fell {gpu.restarts} times: several "
+                f"{_name(gpu)}: energy, CO2 or cost fell {gpu.restarts} times: several "
                 f"processes share run {gpu.run_id}. One after the other they are added, "
                 "side by side the highest counts"
             )
         ratio = _counted_kj_as_wh(gpu)
         if ratio is not None:
             yield (
-                f"GPU {gpu.gpu_id}: CO2 and cost are {ratio:.1f} times what its power gives; "
+                f"{_name(gpu)}: CO2 and cost are {ratio:.1f} times what its power gives; "
                 "genai_otel before 1.40 counted kJ as Wh: divide both by 3.6"
             )
+
+
+def _name(gpu: GpuSummary) -> str:
+    return "the run as a whole" if gpu.gpu_id is None else f"GPU {gpu.gpu_id}"
 
 
 def _counted_kj_as_wh(gpu: GpuSummary) -> float | None:

@@ -31,7 +31,7 @@ def gpu_text(summary: Summary) -> str:
         blocks.append("\n".join(_run_lines(run_id, gpus, run_totals)))
     if len(blocks) > 1:
         blocks.append(f"all {len(blocks)} runs: {_totals_text(summary.totals)}")
-    blocks.extend(f"note: {note}" for note in summary.notes)
+    blocks.extend(f"note: {printable(note)}" for note in summary.notes)
     return "\n\n".join(blocks)
 
 
@@ -51,7 +51,7 @@ def run_text(summary: Summary) -> str:
     ]
     titles = ["run", "time (UTC)", "GPUs", "rows", "energy", "CO2", "cost"]
     lines = list(_table(titles, rows, left={0, 1}))
-    return "\n".join([*lines, "", *(f"note: {note}" for note in summary.notes)]).rstrip()
+    return "\n".join([*lines, "", *(f"note: {printable(note)}" for note in summary.notes)]).rstrip()
 
 
 def _run_lines(run_id: str, gpus: Sequence[GpuSummary], totals: Totals) -> Iterator[str]:
