@@ -1,12 +1,14 @@
 # Everything here needs Python and make only, and installs the rest into .venv.
-# The stand-in NVML driver of the tests also needs a C compiler: without one they say what they skip.
+# The stand-in NVML driver of the tests also needs a C compiler, and the tests use every other Python
+# from 3.10 to 3.13 that they find: without these they say what they skip.
 
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
+SOAK ?= 10
 
-.PHONY: help demo test check fmt lint types imports bench clean
+.PHONY: help demo test soak check fmt lint types imports bench pythons clean
 
 help: ## Show what there is
 	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -14,8 +16,12 @@ help: ## Show what there is
 demo: $(VENV)/.installed ## Record a small workload on this machine's GPUs, or on simulated ones
 	@$(BIN)/hubmeter demo
 
-test: $(VENV)/.developing ## Run the tests
+test: pythons ## Run the tests
 	@$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+soak: pythons ## Run the crash, chaos and many-writer tests SOAK=10 times as long
+	@SOAK=$(SOAK) $(BIN)/python -m pytest --timeout=14400 $(PYTEST_ARGS) \
+	  tests/test_crash.py tests/test_chaos.py tests/test_many_writers.py
 
 check: fmt lint types imports test ## All that must pass before a commit
 
@@ -33,6 +39,9 @@ imports: $(VENV)/.developing ## Check the direction of imports
 
 bench: $(VENV)/.developing ## Measure speed, memory and size beside the peers (minutes)
 	@$(BIN)/python bench/run.py
+
+pythons: $(VENV)/.developing ## Prepare the other Pythons and huggingface_hub that the tests use
+	@$(BIN)/python tests/interpreters.py
 
 clean: ## Remove the environment and caches
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
