@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hubmeter.batch import Distribution, Extra, PointBatch, Series, SeriesLayout
-from hubmeter.ledger import Ledger, gather
+from hubmeter.ledger import Ledger, gather, pack
 from makers import CO2, COST, POWER, SECOND, T0, TEMP, USED, UTIL, tables
 
 TOTAL = "gen_ai.gpu.memory.total"
@@ -73,14 +73,14 @@ def test_snapshot_does_not_change_any_more() -> None:
     first = batch(
         1, 2**60, start_times_unix_nano=(1, 1), extras={0: Extra(flags=2)}, skipped={"x": 1}
     )
-    ledger.append(first)
+    ledger.append(pack(first))
     snapshot = ledger.snapshot()
     before = tables(snapshot, points="all")
     for step in range(1, 100):
-        ledger.append(batch(1.5 * step, None, time=T0 + step * SECOND, layout=first.layout,
-                            start_times_unix_nano=(step, step), extras={1: Extra(flags=1)},
-                            skipped={"x": 1}))  # fmt: skip
-    ledger.append(batch(5))
+        ledger.append(pack(batch(1.5 * step, None, time=T0 + step * SECOND, layout=first.layout,
+                                 start_times_unix_nano=(step, step), extras={1: Extra(flags=1)},
+                                 skipped={"x": 1})))  # fmt: skip
+    ledger.append(pack(batch(5)))
 
     assert tables(snapshot, points="all") == before
     assert snapshot.skipped == {"x": 1}
@@ -91,9 +91,9 @@ def test_snapshot_does_not_change_any_more() -> None:
 def test_reading_a_snapshot_does_not_stop_the_ledger() -> None:
     """A buffer that somebody looks at cannot grow; so nobody looks at ours."""
     ledger = Ledger()
-    ledger.append(batch(1.0, layout=ONE))
+    ledger.append(pack(batch(1.0, layout=ONE)))
     views = [memoryview(block.values) for block in ledger.snapshot().blocks]
-    ledger.append(batch(2.0, layout=ONE))
+    ledger.append(pack(batch(2.0, layout=ONE)))
 
     assert (ledger.batches, len(views[0])) == (2, 1)
 
@@ -102,7 +102,7 @@ def test_empty_batches_only_count() -> None:
     """A request without a usable point leaves its reasons."""
     ledger = Ledger()
     ledger.append(
-        PointBatch(layout=SeriesLayout(()), times_unix_nano=(), values=(), skipped={"x": 2})
+        pack(PointBatch(layout=SeriesLayout(()), times_unix_nano=(), values=(), skipped={"x": 2}))
     )
 
     assert (ledger.batches, ledger.snapshot().blocks, ledger.snapshot().skipped) == (
@@ -120,10 +120,10 @@ def test_empty_batches_only_count() -> None:
 def test_a_batch_is_taken_whole_or_not_at_all(broken: PointBatch) -> None:
     """A batch that cannot be stored leaves no half behind."""
     ledger = Ledger()
-    ledger.append(batch(1.0, layout=ONE))
+    ledger.append(pack(batch(1.0, layout=ONE)))
     with pytest.raises((OverflowError, ValueError, TypeError)):
-        ledger.append(broken)
-    ledger.append(batch(3.0, time=T0 + SECOND, layout=ONE))
+        ledger.append(pack(broken))
+    ledger.append(pack(batch(3.0, time=T0 + SECOND, layout=ONE)))
     _, points = tables(ledger.snapshot())
 
     assert [row["value"] for row in points] == [1, 3]
@@ -152,8 +152,9 @@ def test_memory_per_row(is_delta: bool) -> None:
         for n in range(collections):
             start = T0 + n * SECOND if is_delta else T0
             starts = tuple(start if one.kind == "sum" else 0 for one in layout.series)
-            ledger.append(PointBatch(layout=layout, times_unix_nano=(T0 + n * SECOND,),
-                                     values=values, start_times_unix_nano=starts))  # fmt: skip
+            times = (T0 + n * SECOND,)
+            ledger.append(pack(PointBatch(layout=layout, times_unix_nano=times, values=values,
+                                          start_times_unix_nano=starts)))  # fmt: skip
         del starts
         used, _ = tracemalloc.get_traced_memory()
     finally:

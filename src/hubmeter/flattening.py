@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import Literal, TypeAlias
 
@@ -23,6 +23,7 @@ from .conventions import Target, target_of, text_of
 from .energy import Factors
 from .gpus import Gpu, Reporter, gpus_of, owner_of
 from .ledger import Points
+from .openings import START, Opening, SumEnd
 from .schema import CUMULATIVE_COLUMNS, SEED_METRICS
 from .sheets import COUNTER, ENERGY_SOURCES, INTEGRATED, Sheet, derive, fold_loose
 from .streams import (
@@ -33,15 +34,22 @@ from .streams import (
     Stream,
     Times,
     directory_of,
+    end_of,
+    is_delta,
     refs_of,
     streams_of,
     totals,
+    without_points,
 )
 
 PointsKept: TypeAlias = Literal["all", "other", "none"]
 
 NOT_FINITE = "the value is not a finite number, see points"
 COMPETING = "another series already fills this cell, see points"
+IN_POINTS = frozenset({NOT_FINITE, COMPETING})
+"""Not in the rows for these reasons, but in the ``points`` config."""
+
+LEFT_OUT = "left out by HUBMETER_POINTS=none"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,6 +85,7 @@ class Rows:
         throttle_reasons: Reason to 1.0, 0.0 or NaN per row.
         leftovers: References of the points that are for the ``points`` config.
         skipped: Reason to number of points that are not in the rows because of it.
+        closing: What the run has grown to: the opening of its next part.
     """
 
     times: Times
@@ -87,29 +96,44 @@ class Rows:
     energy_source: Floats
     leftovers: Refs
     skipped: Mapping[str, int]
+    closing: Opening
 
 
-def flatten_points(points: Points, options: Options) -> Rows:
+def flatten_points(points: Points, options: Options, opening: Opening = START) -> Rows:
     """
     Flatten *points* into rows, sorted by time and GPU id, rows without a GPU first.
 
     The merging rules are those of the dataset contract (README, "The dataset").
+
+    A run may be flattened in parts, each with the closing of the part before as its
+    *opening*: sums and integrals go on, and what was sent once is not derived later.
+    What needs several points at once is judged within a part, from its own points:
+    which points are one instant or the same point twice, which gauge of several
+    serves a column, whose GPU a series is about where another series tells that, and
+    whether a column is derived that only a later part sends. The typical interval of
+    power readings is that of the run so far.
     """
     counts: Counter[str] = Counter()
     directory = directory_of(points)
-    targets = {series: target for series in directory.series if (target := _target(series))}
+    here = set(directory.series)
+    silent = [series for series in opening.sums if series not in here]
+    known = (*directory.series, *silent)
+    targets = {series: target for series in known if (target := _target(series))}
     others = [series for series in directory.series if series not in targets]
     gpus = gpus_of(targets, others, options.run_id)
     is_fed = np.array([series in gpus for series in directory.series], dtype=bool)
-    grid = _Grid(points=points, counts=counts)
+    grid = _Grid(points=points, counts=counts, opening=opening, sums=dict(opening.sums))
     with np.errstate(over="ignore", invalid="ignore"):
         for stream in streams_of(points, directory, is_fed, counts):
             grid.offer(stream, targets[stream.series], gpus[stream.series])
+        for series in silent:
+            if series in gpus:
+                grid.offer(without_points(series), targets[series], gpus[series])
         grid.fill()
         grid.fold()
-        grid.derive(options.factors)
+        closing = derive(grid.sheets, options.factors, replace(opening, sums=grid.sums))
     leftovers = _leftovers(grid, directory, is_fed, options.points)
-    return _rows(grid, directory.series, options, leftovers)
+    return _rows(grid, directory.series, options, leftovers, closing)
 
 
 def _leftovers(
@@ -121,6 +145,7 @@ def _leftovers(
     others = refs_of(grid.points, directory, ~is_fed, grid.counts)
     match kept:
         case "none":
+            grid.counts[LEFT_OUT] += np.unique(np.concatenate([others, *grid.leftovers])).size
             return others[:0]
         case "all":
             # What is wrong with points that feed a column was counted when they did.
@@ -139,13 +164,22 @@ def _target(series: Series) -> Target | None:
 class _Offer:
     """
     Attributes:
-        stream: The finite points of a stream.
+        stream: The finite points of a stream; none where an earlier part had them all.
         times: All its times: a point without a value still makes a row.
+        grown: Its values; what it has grown to where it counts since the run began.
+        before: How an earlier part left it.
     """
 
     stream: Stream
     target: Target
     times: Times
+    grown: Floats
+    before: SumEnd | None
+
+    @property
+    def is_measured(self) -> bool:
+        """Whether there ever was a value."""
+        return self.before is not None or self.stream.times.size > 0
 
 
 @dataclass(slots=True)
@@ -154,6 +188,8 @@ class _Grid:
 
     points: Points
     counts: Counter[str]
+    opening: Opening
+    sums: dict[Series, SumEnd]
     offers: dict[Gpu, dict[str, list[_Offer]]] = field(default_factory=lambda: defaultdict(dict))
     sheets: list[Sheet] = field(default_factory=list)
     leftovers: list[Refs] = field(default_factory=list)
@@ -173,7 +209,12 @@ class _Grid:
         measured = stream if finite.all() else stream.where(finite)
         if not finite.all():
             self._leave_broken(stream.where(~finite))
-        offer = _Offer(measured, target, stream.times)
+        grown, before = measured.values, self.opening.sums.get(stream.series)
+        if target.column in CUMULATIVE_COLUMNS or is_delta(stream.series):
+            grown = totals(measured, since_boot=target.since_boot, end=before)
+            if measured.times.size:
+                self.sums[stream.series] = end_of(measured, grown, before)
+        offer = _Offer(measured, target, stream.times, grown, before)
         self.offers[gpu].setdefault(target.column, []).append(offer)
 
     def fill(self) -> None:
@@ -190,19 +231,11 @@ class _Grid:
 
     def fold(self) -> None:
         """Move rows without a GPU into the GPU's row where there is exactly one."""
-        folded = [sheet for sheets in self._by_reporter() for sheet in fold_loose(sheets)]
-        self.sheets = [sheet for sheet in folded if sheet.times.size]
-
-    def derive(self, factors: Factors | None) -> None:
-        """Compute what a reporter did not send from what it did."""
-        for sheets in self._by_reporter():
-            derive(sheets, factors)
-
-    def _by_reporter(self) -> Iterable[list[Sheet]]:
         by_reporter: dict[Reporter, list[Sheet]] = defaultdict(list)
         for sheet in self.sheets:
             by_reporter[sheet.gpu.reporter].append(sheet)
-        return by_reporter.values()
+        folded = [sheet for sheets in by_reporter.values() for sheet in fold_loose(sheets)]
+        self.sheets = [sheet for sheet in folded if sheet.times.size]
 
     def _leave_broken(self, broken: Stream) -> None:
         """Points that say "no recorded value" are not broken: their cell is null."""
@@ -215,7 +248,7 @@ class _Grid:
 
     def _one_producer(self, offers: list[_Offer]) -> list[_Offer]:
         """Of several metrics that mean the same, one serves the column, whoever came first."""
-        offers = sorted(offers, key=lambda offer: (not offer.stream.times.size, *_name(offer)))
+        offers = sorted(offers, key=lambda offer: (not offer.is_measured, *_name(offer)))
         served = [offer for offer in offers if _name(offer)[:3] == _name(offers[0])[:3]]
         for offer in offers[len(served) :]:
             self.leave(offer.stream, COMPETING)
@@ -225,13 +258,11 @@ class _Grid:
         cells = sheet.column(column)
         for offer in offers:
             stream = offer.stream
-            is_total = stream.series.kind == "sum" and stream.series.temporality == "delta"
-            values = totals(stream, since_boot=False) if is_total else stream.values
             rows = np.searchsorted(sheet.times, stream.times)
             free = np.isnan(cells[rows])
             if not free.all():
                 self.leave(stream.where(~free), COMPETING)
-            cells[rows[free]] = values[free] * offer.target.scale
+            cells[rows[free]] = offer.grown[free] * offer.target.scale
 
 
 def _name(offer: _Offer) -> tuple[str, ...]:
@@ -246,9 +277,9 @@ def _fill_cumulative(sheet: Sheet, column: str, offers: list[_Offer]) -> None:
     integrated = np.zeros(observed.size, dtype=bool)
     for offer in offers:
         stream = offer.stream
-        grown = totals(stream, since_boot=offer.target.since_boot) * offer.target.scale
+        before = 0.0 if offer.before is None else offer.before.total
         latest = np.searchsorted(stream.times, observed, side="right")
-        so_far = np.concatenate([[0.0], grown])[latest]
+        so_far = np.concatenate([[before], offer.grown])[latest] * offer.target.scale
         sums += so_far
         source = json.loads(stream.series.attributes).get("energy_source")
         integrated |= (source == ENERGY_SOURCES[INTEGRATED]) & (so_far > 0)
@@ -258,7 +289,9 @@ def _fill_cumulative(sheet: Sheet, column: str, offers: list[_Offer]) -> None:
         sheet.column("energy:source")[rows] = np.where(integrated, INTEGRATED, COUNTER)
 
 
-def _rows(grid: _Grid, series: list[Series], options: Options, leftovers: Refs) -> Rows:
+def _rows(
+    grid: _Grid, series: list[Series], options: Options, leftovers: Refs, closing: Opening
+) -> Rows:
     sheets = grid.sheets or _empty_run(series, options)
     names = {name for sheet in sheets for name in sheet.columns}
     times = np.concatenate([np.empty(0, np.uint64), *(sheet.times for sheet in sheets)])
@@ -283,6 +316,7 @@ def _rows(grid: _Grid, series: list[Series], options: Options, leftovers: Refs) 
         energy_source=source,
         leftovers=leftovers,
         skipped=dict(Counter(grid.points.skipped) + grid.counts),
+        closing=closing,
     )
 
 
@@ -319,6 +353,6 @@ def _empty_run(series: list[Series], options: Options) -> list[Sheet]:
 
 def _union(times: Iterable[Times]) -> Times:
     """Distinct times in order; cheap where all are the same, which is the rule."""
-    arrays = list(times)
+    arrays = [some for some in times if some.size] or [np.empty(0, dtype=np.uint64)]
     same = all(a.size == b.size and (a is b or (a == b).all()) for a, b in pairwise(arrays))
     return arrays[0] if same else np.unique(np.concatenate(arrays))

@@ -9,10 +9,12 @@ Nothing is converted, dropped or merged here.
 from __future__ import annotations
 
 from array import array
-from bisect import bisect_left
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
+from operator import itemgetter
+from typing import NamedTuple, TypeAlias
 
 from .batch import Distribution, Extra, PointBatch, SeriesLayout, Value
 
@@ -20,6 +22,59 @@ EXACT = 2**53
 """Integers below this magnitude survive in a float64, and so does their being below it."""
 
 NO_VALUE = float("nan")
+
+_Picker: TypeAlias = Callable[[Sequence[Value]], tuple[int, ...]]
+
+
+class Packed(NamedTuple):
+    """
+    A batch as the ledger and the journal keep it: exact, in a few flat buffers.
+
+    Attributes:
+        times_unix_nano: One that all points share, or one per point.
+        values: One per point; NaN stands where *special* holds the value.
+        starts: Start times, one per point; empty where all are unknown.
+        kinds: 1 per integer, 0 per other value.
+        special: Position to what a float64 cannot hold: distributions, large integers,
+            and None for "no recorded value".
+        extras: Position to flags and exemplars.
+        skipped: Reason to number of points that could not be decoded.
+    """
+
+    layout: SeriesLayout
+    times_unix_nano: array[int]
+    values: array[float]
+    starts: array[int]
+    kinds: bytes
+    special: Mapping[int, Distribution | int | None]
+    extras: Mapping[int, Extra]
+    skipped: Mapping[str, int]
+
+    @property
+    def shares_time(self) -> bool:
+        return len(self.times_unix_nano) == 1
+
+
+def pack(batch: PointBatch) -> Packed:
+    """
+    Pack *batch* as a whole, or not at all.
+
+    Raises:
+        TypeError, OverflowError: A time or a value is no number that OTLP could send.
+    """
+    values = batch.values
+    kinds, integers_of = _kinds(tuple(map(type, values)))
+    floats, is_plain = _floats(values, integers_of)
+    return Packed(
+        batch.layout,
+        array("Q", batch.times_unix_nano),
+        floats,
+        _starts(tuple(batch.start_times_unix_nano)),
+        kinds,
+        {} if is_plain else dict(_special(values)),
+        batch.extras,
+        batch.skipped,
+    )
 
 
 @dataclass(slots=True)
@@ -52,49 +107,34 @@ class Block:
         """Number of batches."""
         return len(self.batch_numbers)
 
-    def append(self, batch: PointBatch, number: int) -> None:
-        """Take *batch*, which has this block's layout and way of telling time."""
-        times = array("Q", batch.times_unix_nano)
-        starts = array("Q", batch.start_times_unix_nano)
-        kinds = bytes([value.__class__ is int for value in batch.values])
-        values, is_plain = _packed(batch.values, any_integer=any(kinds))
+    def append(self, packed: Packed, number: int) -> None:
+        """Take *packed*, which has this block's layout and way of telling time. Cannot fail."""
         first, place = len(self.values), len(self.batch_numbers)
-        # Nothing below can fail: a batch is taken as a whole, or not at all.
-        if not self.integers or self.integers[-1][1] != kinds:
-            self.integers.append((place, kinds))
-        if not self.starts or self.starts[-1][1] != starts:
-            self.starts.append((place, starts))
-        if not is_plain:
-            self.special.update(_special(batch.values, first))
-        self.values.extend(values)
-        self.times_unix_nano.extend(times)
+        if not self.integers or self.integers[-1][1] != packed.kinds:
+            self.integers.append((place, packed.kinds))
+        if not self.starts or self.starts[-1][1] != packed.starts:
+            self.starts.append((place, packed.starts))
+        self.values.extend(packed.values)
+        self.times_unix_nano.extend(packed.times_unix_nano)
         self.batch_numbers.append(number)
-        if batch.extras:
-            self.extras.update({first + index: extra for index, extra in batch.extras.items()})
+        if packed.special:
+            self.special.update({first + index: v for index, v in packed.special.items()})
+        if packed.extras:
+            self.extras.update({first + index: extra for index, extra in packed.extras.items()})
 
-    def copy(self, before: int) -> Block:
-        """The batches numbered below *before*; no reader holds a buffer that must grow."""
-        batches = bisect_left(self.batch_numbers, before)
-        width = len(self.layout.series)
-        end = batches * width
+    def copy(self) -> Block:
+        """The batches so far; no reader holds a buffer that must grow."""
         return Block(
             self.layout,
             self.shares_time,
-            self.batch_numbers[:batches],
-            self.times_unix_nano[: batches if self.shares_time else end],
-            self.values[:end],
-            {index: value for index, value in self.special.items() if index < end},
-            [change for change in self.starts if change[0] < batches],
-            [change for change in self.integers if change[0] < batches],
-            {index: extra for index, extra in self.extras.items() if index < end},
+            self.batch_numbers[:],
+            self.times_unix_nano[:],
+            self.values[:],
+            dict(self.special),
+            list(self.starts),
+            list(self.integers),
+            dict(self.extras),
         )
-
-    def times_since(self, number: int) -> array[int]:
-        """Times in the batches numbered *number* and above."""
-        batches = bisect_left(self.batch_numbers, number)
-        return self.times_unix_nano[
-            batches if self.shares_time else batches * len(self.layout.series) :
-        ]
 
     def value(self, index: int, kinds: bytes) -> Value:
         """The value at *index*, exactly as it was sent; *kinds* are its batch's integers."""
@@ -109,34 +149,34 @@ class Ledger:
     All blocks of a run, in order of first appearance. Not thread safe.
 
     Attributes:
-        batches: How many batches there are.
+        batches: Number of the next batch.
+        points: How many points there are.
         skipped: Reason to number of points that decoders left out.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, batches: int = 0) -> None:
+        self.batches = batches
+        self.points = 0
         self.skipped: Counter[str] = Counter()
         self._blocks: dict[tuple[SeriesLayout, bool], Block] = {}
-        self.batches = 0
 
-    def append(self, batch: PointBatch) -> None:
-        """Add the points of *batch*."""
-        if batch.skipped:
-            self.skipped.update(batch.skipped)
-        if not batch.values:
+    def append(self, packed: Packed) -> None:
+        """Add the points of a batch."""
+        if packed.skipped:
+            self.skipped.update(packed.skipped)
+        if not packed.values:
             return
-        shares_time = len(batch.times_unix_nano) == 1
-        key = (batch.layout, shares_time)
+        key = (packed.layout, packed.shares_time)
         block = self._blocks.get(key)
         if block is None:
             block = self._blocks[key] = Block(*key)
-        block.append(batch, self.batches)
+        block.append(packed, self.batches)
         self.batches += 1
+        self.points += len(packed.values)
 
-    def snapshot(self, before: int | None = None) -> Points:
-        """A copy that does not change any more; of all batches, or of the first *before*."""
-        end = self.batches if before is None else before
-        copies = (block.copy(end) for block in self._blocks.values())
-        return Points(tuple(block for block in copies if len(block)), dict(self.skipped))
+    def snapshot(self) -> Points:
+        """A copy that does not change any more."""
+        return Points(tuple(block.copy() for block in self._blocks.values()), dict(self.skipped))
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,18 +191,39 @@ def gather(batches: Iterator[PointBatch]) -> Points:
     """Pack *batches*, which may be generated one by one."""
     ledger = Ledger()
     for batch in batches:
-        ledger.append(batch)
+        ledger.append(pack(batch))
     return ledger.snapshot()
 
 
-def _packed(values: Sequence[Value], *, any_integer: bool) -> tuple[array[float], bool]:
+def _floats(values: Sequence[Value], integers_of: _Picker | None) -> tuple[array[float], bool]:
     """*values* as float64, and whether that says everything about them."""
     try:
-        packed: array[float] = array("d", values)  # type: ignore[arg-type]
+        floats: array[float] = array("d", values)  # type: ignore[arg-type]
     except (TypeError, OverflowError):
         return array("d", map(_as_float, values)), False
-    # A NaN may make this False where it need not be; then a closer look follows.
-    return packed, not any_integer or (min(values) > -EXACT and max(values) < EXACT)  # type: ignore[type-var,operator]
+    if integers_of is None:
+        return floats, True
+    integers = integers_of(values)
+    return floats, min(integers) > -EXACT and max(integers) < EXACT
+
+
+# A source repeats its start times and the types of its values, so both are looked at once.
+
+
+@lru_cache(maxsize=256)
+def _starts(starts: tuple[int, ...]) -> array[int]:
+    return array("Q", starts)
+
+
+@lru_cache(maxsize=256)
+def _kinds(types: tuple[type, ...]) -> tuple[bytes, _Picker | None]:
+    """Which are integers, and what picks them; None if there are none."""
+    kinds = bytes([one is int for one in types])
+    places = [place for place, is_integer in enumerate(kinds) if is_integer]
+    if not places:
+        return kinds, None
+    # Of a single place itemgetter would give no tuple.
+    return kinds, itemgetter(*places, *places[:1])
 
 
 def _as_float(value: Value) -> float:
@@ -174,10 +235,8 @@ def _as_float(value: Value) -> float:
         return NO_VALUE
 
 
-def _special(
-    values: Sequence[Value], first: int
-) -> Iterator[tuple[int, Distribution | int | None]]:
-    for index, value in enumerate(values, first):
+def _special(values: Sequence[Value]) -> Iterator[tuple[int, Distribution | int | None]]:
+    for index, value in enumerate(values):
         if isinstance(value, float) or (isinstance(value, int) and -EXACT < value < EXACT):
             continue
         yield index, value

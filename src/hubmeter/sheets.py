@@ -5,15 +5,18 @@ Rows of one GPU as columns: what folds into them, and what follows from them. Pu
 from __future__ import annotations
 
 import json
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
 from collections.abc import Set as AbstractSet
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from .conventions import text_of
 from .energy import Factors
-from .gpus import Gpu
+from .gpus import Gpu, Reporter
+from .openings import GpuKey, Opening, PowerEnd
 from .schema import CUMULATIVE_COLUMNS
 from .streams import Floats, Times
 
@@ -31,6 +34,10 @@ class Sheet:
     gpu: Gpu
     times: Times
     columns: dict[str, Floats] = field(default_factory=dict)
+
+    @property
+    def key(self) -> GpuKey:
+        return GpuKey(*self.gpu.reporter, self.gpu.host_name, self.gpu.gpu_id)
 
     def column(self, name: str) -> Floats:
         if name not in self.columns:
@@ -86,15 +93,38 @@ def _move(loose: Sheet, sheet: Sheet, alone: NDArray[np.bool_]) -> NDArray[np.bo
     return here
 
 
-def derive(sheets: list[Sheet], factors: Factors | None) -> None:
-    """Compute what the reporter of *sheets* did not send, GPU by GPU, from what it did."""
-    about_the_run = [sheet for sheet in sheets if sheet.gpu.gpu_id is None]
+def derive(sheets: list[Sheet], factors: Factors | None, opening: Opening) -> Opening:
+    """
+    Compute what a reporter did not send, GPU by GPU, from what it did.
+
+    Returns:
+        *opening* with what the *sheets* have sent and where their power ends.
+    """
+    sent, power = _sent(sheets, opening.sent), dict(opening.power)
+    about_the_run: dict[Reporter, set[str]] = defaultdict(set)
+    for key, columns in sent.items():
+        if key.gpu_id is None:
+            about_the_run[key.run_id, key.resource] |= columns
     for sheet in sheets:
         _derive_memory_total(sheet)
         if factors is not None:
-            senders = [sheet, *about_the_run]
-            sent = {c for c in CUMULATIVE_COLUMNS if any(sender.has(c) for sender in senders)}
-            _derive_energy(sheet, sent, factors)
+            known = sent.get(sheet.key, frozenset()) | about_the_run[sheet.gpu.reporter]
+            if "energy_joules" not in known and sheet.has("gpu_power_watts"):
+                power[sheet.key] = _integrate(sheet, power.get(sheet.key))
+            _charge(sheet, known, factors)
+    return replace(opening, sent=sent, power=power)
+
+
+def _sent(
+    sheets: Iterable[Sheet], before: Mapping[GpuKey, frozenset[str]]
+) -> dict[GpuKey, frozenset[str]]:
+    """The cumulative columns that were sent for each GPU, now or *before*."""
+    sent = dict(before)
+    for sheet in sheets:
+        columns = frozenset(column for column in CUMULATIVE_COLUMNS if sheet.has(column))
+        if columns:
+            sent[sheet.key] = columns | sent.get(sheet.key, frozenset())
+    return sent
 
 
 def _derive_memory_total(sheet: Sheet) -> None:
@@ -107,13 +137,9 @@ def _derive_memory_total(sheet: Sheet) -> None:
     sheet.columns["gpu_memory_total_mib"] = used + free + rest
 
 
-def _derive_energy(sheet: Sheet, sent: AbstractSet[str], factors: Factors) -> None:
-    """Energy from power, CO2 and cost from energy, unless sent for this GPU or for the run."""
+def _charge(sheet: Sheet, sent: AbstractSet[str], factors: Factors) -> None:
+    """CO2 and cost from energy, unless sent for this GPU or for the run."""
     columns = sheet.columns
-    if "energy_joules" not in sent and sheet.has("gpu_power_watts"):
-        columns["energy_joules"] = _integral(sheet.times, columns["gpu_power_watts"])
-        known = ~np.isnan(columns["energy_joules"])
-        columns["energy:source"] = np.where(known, INTEGRATED, np.nan)
     energy = columns.get("energy_joules")
     if energy is None:
         return
@@ -123,12 +149,31 @@ def _derive_energy(sheet: Sheet, sent: AbstractSet[str], factors: Factors) -> No
         columns["power_cost_usd"] = energy * factors.cost_usd_per_joule
 
 
-def _integral(times: Times, watts: Floats) -> Floats:
-    """Joules since the first reading, by trapezoids; nothing is charged over long gaps."""
-    joules = np.full(times.size, np.nan)
+def _integrate(sheet: Sheet, before: PowerEnd | None) -> PowerEnd:
+    """Energy from power, by trapezoids; nothing is charged over long gaps."""
+    watts = sheet.columns["gpu_power_watts"]
     known = ~np.isnan(watts)
-    seconds, power = np.diff(times[known]) / 1e9, watts[known]
-    if seconds.size:
-        seconds = np.where(seconds > GAP_FACTOR * np.median(seconds), 0.0, seconds)
-    joules[known] = np.concatenate([[0.0], np.cumsum(seconds * (power[1:] + power[:-1]) / 2)])
-    return joules
+    times, power = sheet.times[known], watts[known]
+    if before is None:
+        before = PowerEnd(joules=0.0, watts=float(power[0]), time_unix_nano=int(times[0]))
+    last = np.uint64(before.time_unix_nano)
+    # What comes late lies in a time that was charged already.
+    power = np.concatenate([[before.watts], np.where(times < last, before.watts, power)])
+    times = np.concatenate([[last], np.maximum(times, last)])
+    seconds = np.diff(times) / 1e9
+    interval_s, intervals = _typical(seconds, before)
+    seconds = np.where(seconds > GAP_FACTOR * interval_s, 0.0, seconds)
+    charges = seconds * (power[1:] + power[:-1]) / 2
+    joules = np.cumsum(np.concatenate([[before.joules], charges]))
+    sheet.column("energy_joules")[known] = joules[1:]
+    sheet.column("energy:source")[known] = INTEGRATED
+    return PowerEnd(float(joules[-1]), float(power[-1]), int(times[-1]), interval_s, intervals)
+
+
+def _typical(seconds: Floats, before: PowerEnd) -> tuple[float, int]:
+    """The median interval so far, and of how many; those before count as alike."""
+    new = seconds[seconds > 0]
+    # More of them than of the new ones could not move the median any further.
+    old = np.full(min(before.intervals, new.size + 1), before.interval_s)
+    every = np.concatenate([old, new])
+    return float(np.median(every)) if every.size else 0.0, before.intervals + new.size

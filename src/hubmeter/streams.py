@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from .batch import AttributesJson, Series
 from .ledger import Block, Points
+from .openings import SumEnd
 
 Times: TypeAlias = NDArray[np.uint64]
 Floats: TypeAlias = NDArray[np.float64]
@@ -135,26 +136,68 @@ def refs_of(
     return np.asarray(refs[order[is_last]])
 
 
-def totals(stream: Stream, *, since_boot: bool) -> Floats:
+def is_delta(series: Series) -> bool:
+    """Whether the points of *series* tell what was added, not what there is."""
+    return series.kind == "sum" and series.temporality == "delta"
+
+
+def without_points(series: Series) -> Stream:
+    """The stream of a series that is silent."""
+    times = np.empty(0, dtype=np.uint64)
+    refs = np.empty(0, dtype=np.int64)
+    return Stream(series=series, times=times, values=np.empty(0), starts=times, refs=refs)
+
+
+def totals(stream: Stream, *, since_boot: bool, end: SumEnd | None = None) -> Floats:
     """
     What a sum has grown to at each point.
 
     Delta points add up. A monotonic counter that restarts continues from where it
     was: its value fell, or it says that it started after the point before. A
     *since_boot* counter had a life before the run and counts from its first value.
+    Where the run began in an earlier part, *end* is how that part ended.
     """
     series, values = stream.series, stream.values
-    if series.kind == "sum" and series.temporality == "delta":
-        return np.cumsum(values)
+    if is_delta(series):
+        first = [] if end is None else [end.total]
+        return np.cumsum(np.concatenate([first, values]))[len(first) :]
     if series.kind == "sum" and series.is_monotonic is False:
         return values
+    if end is None:
+        grown = _continued(values, stream.starts, stream.times)
+        return grown - values[:1] if since_boot else grown
+    # A point that comes late is older than the end: it must not look like a restart.
+    at = int(np.searchsorted(stream.times, np.uint64(end.time_unix_nano), side="right"))
+    grown = _continued(
+        np.insert(values, at, end.value),
+        np.insert(stream.starts, at, np.uint64(end.start_unix_nano)),
+        np.insert(stream.times, at, np.uint64(end.time_unix_nano)),
+    )
+    return np.delete(grown + (end.total - grown[at]), at)
+
+
+def _continued(values: Floats, starts: Times, times: Times) -> Floats:
+    """*values* of a counter as if it had never restarted."""
     fell = values[1:] < values[:-1]
-    restarted = (stream.starts[1:] != stream.starts[:-1]) & (stream.starts[1:] >= stream.times[:-1])
+    restarted = (starts[1:] != starts[:-1]) & (starts[1:] >= times[:-1])
     resets = fell | restarted
     result = values.copy()
     if resets.any():
         result[1:] += np.cumsum(np.where(resets, values[:-1], 0.0))
-    return result - values[:1] if since_boot else result
+    return result
+
+
+def end_of(stream: Stream, grown: Floats, end: SumEnd | None) -> SumEnd:
+    """How *stream*, which has points, ends: *grown* are its totals, *end* is an earlier part's."""
+    last = SumEnd(
+        total=float(grown[-1]),
+        value=float(stream.values[-1]),
+        start_unix_nano=int(stream.starts[-1]),
+        time_unix_nano=int(stream.times[-1]),
+    )
+    if end is None or is_delta(stream.series) or last.time_unix_nano > end.time_unix_nano:
+        return last
+    return end  # all points came late
 
 
 @dataclass(frozen=True, slots=True)
