@@ -88,7 +88,7 @@ def card_text(name: str, *, configs: Sequence[str], contents: str = "", existing
     known = _mapping(header)
     if known is None:  # not YAML, no reader could open the dataset: kept as text
         header, body = "", header + body
-    header = _front_matter(header, known or {}, [_config(c, contents) for c in configs])
+    header = _front_matter(header, known or {}, [config_entry(c, contents) for c in configs])
     return f"---\n{header}---\n{_with_section(body, section)}"
 
 
@@ -130,7 +130,8 @@ def _merged(ours: list[dict[str, Any]], others: Any) -> list[dict[str, Any]]:
     ]
 
 
-def _config(config: str, contents: str) -> dict[str, Any]:
+def config_entry(config: str, contents: str = "") -> dict[str, Any]:
+    """What the card says about where the files of a config are."""
     return {
         "config_name": config,
         **({"default": True} if config == "default" else {}),

@@ -4,12 +4,15 @@ A dataset in a local folder, as ``datasets.load_dataset`` opens it.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 from ..card import card_text
-from ..errors import PublishError
+from ..deadline import Deadline
+from ..errors import PublishError, PublishRejected, PublishUnavailable
 from ..schema import CONFIGS
 from ..shard import Shard
 from ..whole_files import write_whole
@@ -32,28 +35,32 @@ class ParquetDir:
     def __str__(self) -> str:
         return str(self._folder)
 
-    def publish(self, shard: Shard) -> None:
+    def publish(self, shards: Sequence[Shard], deadline: Deadline) -> None:
         """
-        Write all files of *shard*, then the card if it must change.
+        Write all files of *shards*, then the card if it must change.
+
+        A local write is not cut short by *deadline*.
 
         Raises:
             PublishError: The folder cannot be written, and has none of the files; or
                 only the card could not be written.
         """
+        rows = sum(shard.rows for shard in shards)
         try:
-            write_whole({self._folder / p: content for p, content in shard.files.items()})
+            files = {path: content for shard in shards for path, content in shard.files.items()}
+            write_whole({self._folder / path: content for path, content in files.items()})
         except OSError as error:
-            raise PublishError(
-                f"{shard.rows} rows not written to {self._folder}: {_reason(error)}. They stay in "
-                "memory (exporter.table()); set HUBMETER_TO to a folder with room and write access"
-            ) from error
+            raise _failure(
+                error, f"{rows} rows not written to {self._folder}: {_reason(error)}. "
+                "It must be a folder with room and write access (HUBMETER_TO)"
+            ) from error  # fmt: skip
         try:
             self._write_card()
         except OSError as error:
-            raise PublishError(
-                f"{shard.rows} rows are in {self._folder}, but {CARD}, which tells readers about "
-                f"them, could not be written: {_reason(error)}. The next run tries again"
-            ) from error
+            raise _failure(
+                error, f"{rows} rows are in {self._folder}, but {CARD}, which tells readers about "
+                f"them, could not be written: {_reason(error)}"
+            ) from error  # fmt: skip
 
     def _write_card(self) -> None:
         """Describe what is there; once more if another process added something meanwhile."""
@@ -77,6 +84,12 @@ class ParquetDir:
     def _files(self) -> list[Path]:
         found = (path.relative_to(self._folder) for path in self._folder.glob("data/*/*/*.parquet"))
         return sorted(found)
+
+
+def _failure(error: OSError, message: str) -> PublishError:
+    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EBUSY):
+        return PublishUnavailable(message)
+    return PublishRejected(message)
 
 
 def _reason(error: OSError) -> str:
