@@ -3,10 +3,10 @@ What your agent's GPUs did, as a flat dataset.
 
 ::
 
-    sources                decode           ledger        flattening      sinks
+    sources                decode          journal, ledger   flattening      sinks
      sdk_exporter (SDK)  ─┐
-     gpu_meter (NVML)    ─┼─> PointBatch ─> points ─────> rows, points ─> parquet_dir
-     files, dictionaries ─┘
+     gpu_meter (NVML)    ─┼─> PointBatch ─> points ────────> rows, points ─> parquet_dir
+     files, dictionaries ─┘                                                  hub_dataset
 
 Importing this package loads nothing heavy: names are imported when they are used.
 """
@@ -19,8 +19,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .convert import flatten
     from .dataset import open_dataset
+    from .sources.attachment import attach
     from .sources.gpu_meter import gpu_meter_provider, instrument_gpus
-    from .sources.sdk_exporter import HubMetricExporter, attach
+    from .sources.sdk_exporter import HubMetricExporter
 
 __all__ = [
     "HubMetricExporter",
@@ -33,7 +34,7 @@ __all__ = [
 
 _HOMES = {
     "HubMetricExporter": ".sources.sdk_exporter",
-    "attach": ".sources.sdk_exporter",
+    "attach": ".sources.attachment",
     "flatten": ".convert",
     "gpu_meter_provider": ".sources.gpu_meter",
     "instrument_gpus": ".sources.gpu_meter",

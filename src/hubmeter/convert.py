@@ -13,9 +13,10 @@ from .batch import PointBatch
 from .decode.otlp_json import JsonDecoder
 from .errors import DecodeError, SettingsError
 from .ledger import Points, gather
-from .pipeline import options_of, tables_of
+from .run import begin_run
 from .schema import CONFIGS
-from .settings import load_settings, new_run_id
+from .sealing import options_of, tables_of
+from .settings import load_settings
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -44,7 +45,7 @@ def flatten(source: Any, *, config: str = "default", **settings: Any) -> pa.Tabl
     if config not in CONFIGS:
         raise SettingsError(f"no config {config!r}: there are {', '.join(CONFIGS)}")
     loaded = load_settings(**settings)
-    return tables_of(read_points(source), options_of(loaded, new_run_id(loaded)))[config]
+    return tables_of(read_points(source), options_of(begin_run(loaded, 0)))[config]
 
 
 def read_points(source: Any) -> Points:

@@ -12,14 +12,20 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, fields
 from datetime import datetime, timezone
 from importlib.metadata import PackageNotFoundError, entry_points, version
+from pathlib import Path
+from shlex import quote
 from statistics import median
 from typing import Any, Literal, TypeAlias
 
-from .errors import NvmlError, SettingsError
+from .deadline import Deadline
+from .destinations import Folder, HubRepo, destination_of
+from .errors import NvmlError, PublishError, SettingsError
 from .gpu_selection import select_gpus
 from .nvml import GpuDevice, Nvml, Reading, open_nvml
-from .pipeline import folder_of
-from .settings import SETTINGS, Settings
+from .receipts import read_receipts, receipt_text
+from .run import absolute
+from .settings import SETTINGS, Settings, fill_in_date
+from .waiting import waiting_text
 
 State: TypeAlias = Literal["ok", "warning", "error"]
 
@@ -34,6 +40,8 @@ PACKAGES = (
 ENOUGH_BYTES = 100 * 2**20
 READINGS_TIMED = 20
 SLOW_READING_S = 0.05
+HUB_ANSWERS_WITHIN_S = 5.0
+RECEIPTS_SHOWN = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +63,8 @@ def examine(settings: Settings) -> Iterator[Finding]:
     """Look at this machine, one finding after the other."""
     yield from _software()
     yield from _gpus(settings)
-    yield _destination(settings)
+    yield from _destination(settings)
+    yield from _journal(settings)
     yield _clock()
     yield from _settings(settings)
 
@@ -118,17 +127,50 @@ def _gpu(nvml: Nvml, device: GpuDevice, *, is_chosen: bool) -> Finding:
     return Finding(subject, "ok", text)
 
 
-def _destination(settings: Settings) -> Finding:
-    folder = folder_of(settings, settings.run_id or "run")
+def _destination(settings: Settings) -> Iterator[Finding]:
+    destination = destination_of(fill_in_date(settings.to), settings.run_id or "run")
+    match destination:
+        case HubRepo():
+            yield _hub(destination)
+        case Folder(path):
+            advice = "set HUBMETER_TO to a folder with room that you may write"
+            yield _writable("destination", path, advice)
+
+
+def _hub(repo: HubRepo) -> Finding:
+    from .hub import user_name
+
+    try:
+        name = user_name(Deadline.after(HUB_ANSWERS_WITHIN_S))
+    except PublishError as error:
+        advice = "until then runs stay in the journal; publish them with: hubmeter recover"
+        return Finding("destination", "error", f"{repo}: {error}", advice)
+    return Finding("destination", "ok", f"{repo}, as {name}")
+
+
+def _writable(subject: str, folder: Path, advice: str) -> Finding:
     existing = next(p for p in (folder, *folder.parents) if os.path.exists(p))  # noqa: PTH110
-    advice = "set HUBMETER_TO to a folder with room that you may write"
     if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
-        return Finding("destination", "error", f"{folder} cannot be written", advice)
+        return Finding(subject, "error", f"{folder} cannot be written", advice)
     free = shutil.disk_usage(existing).free
     text = f"{folder}, {free / 2**30:.1f} GiB free"
     if free < ENOUGH_BYTES:
-        return Finding("destination", "warning", text, advice)
-    return Finding("destination", "ok", text)
+        return Finding(subject, "warning", text, advice)
+    return Finding(subject, "ok", text)
+
+
+def _journal(settings: Settings) -> Iterator[Finding]:
+    """The journal directory, what waits in it, and what became of the runs before."""
+    if not settings.journal_dir:
+        advice = "a killed run is lost: unset HUBMETER_JOURNAL_DIR"
+        yield Finding("journal", "warning", "off, points are in memory only", advice)
+        return
+    folder = absolute(settings.journal_dir, "")
+    yield _writable("journal", folder, "set HUBMETER_JOURNAL_DIR to a folder that you may write")
+    if waits := waiting_text(folder):
+        yield Finding("journal", "warning", waits, f"hubmeter recover {quote(str(folder))}")
+    for receipt in read_receipts(folder)[-RECEIPTS_SHOWN:]:
+        yield Finding("published", "ok", receipt_text(receipt))
 
 
 def _clock() -> Finding:

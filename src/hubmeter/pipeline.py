@@ -1,60 +1,70 @@
 """
-The road from batches to a published shard. Owns the points of one run.
+The road from batches to a published shard. Owns the segments of one run.
 """
 
 from __future__ import annotations
 
-import itertools
 import logging
+import math
 import os
 import threading
 import time
-import uuid
 import weakref
 from collections import Counter
-from collections.abc import Callable, Mapping
-from collections.abc import Set as AbstractSet
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 from .batch import PointBatch
-from .energy import Factors
-from .ledger import Ledger, Points
-from .settings import Settings, fill_in, new_run_id
-from .version import version
+from .deadline import Deadline
+from .destinations import HubRepo, Sink, destination_of, sink_of
+from .detached import start_detached
+from .errors import JournalError, PublishError, PublishRejected, PublishUnavailable
+from .ledger import Block, Packed, Points, pack
+from .openings import START
+from .run import absolute, begin_run
+from .sealing import options_of, table_of
+from .segment import Segment
+from .settings import Settings
+from .uploader import Uploader
+from .warming import HUB, LOCAL, warm
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-    from .flattening import Options
-    from .shard import Shard
-
 log = logging.getLogger(__name__)
 
+LONGEST_PUBLISH_S = 20.0
+"""However long a program would wait at its end, a Hub that does not answer gets this."""
 
-NOTHING = Points((), {})
+MEMORY_ONLY_S = 30.0
+"""Without a journal, what is not published is lost: then it may take this long at least."""
+
+LONGEST_LOCK_S = 600.0
+
+PART_PUBLISH_S = 120.0
+"""Time for a part of a run that goes on: nobody waits for it."""
+
+REFUSED = "refused, the journal was full"
+DROPPED = "dropped as the oldest, the journal was full"
 
 
-class Sink(Protocol):
-    """A destination. ``publish`` raises PublishError if the shard did not arrive whole."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Counts:
+    """
+    Data points of a pipeline: ``received`` = ``stored`` + ``published`` + ``rejected``.
 
-    def publish(self, shard: Shard) -> None: ...
+    Attributes:
+        stored: Not published yet; in the journal if there is one, and in memory.
+        rejected: Broken, sent twice, refused or dropped. Only known once published.
+    """
 
-
-@dataclass(frozen=True, slots=True)
-class Deadline:
-    """A point in monotonic time by which something must be done; handed down, never restarted."""
-
-    at_s: float
-
-    @classmethod
-    def after(cls, seconds: float) -> Deadline:
-        return cls(time.monotonic() + max(0.0, seconds))
-
-    def remaining_s(self) -> float:
-        """Seconds left, never negative."""
-        return max(0.0, self.at_s - time.monotonic())
+    received: int
+    stored: int
+    published: int
+    rejected: int
 
 
 class Pipeline:
@@ -63,6 +73,9 @@ class Pipeline:
 
     Safe to call from several threads. A forked child inherits a copy that belongs to
     its parent: whoever owns a pipeline must not use it there.
+
+    Attributes:
+        failure: Why the last attempt to publish failed.
 
     Args:
         settings: Effective settings.
@@ -77,191 +90,273 @@ class Pipeline:
         sink: Sink | None = None,
         wall_clock_ns: Callable[[], int] = time.time_ns,
     ) -> None:
-        self.run_id = new_run_id(settings)
         self.settings = settings
-        self._base = _working_folder()  # the program may change it before it ends
+        self.run = begin_run(settings, wall_clock_ns())
+        self.journal_dir = _folder(settings, self.run.base)
         self._sink = sink
-        self._process_id = uuid.uuid4().hex[:12]
         self._wall_clock_ns = wall_clock_ns
-        self._ledger = Ledger()
-        self._parts = itertools.count()
-        self._closed = False
-        self._published = 0
-        self._skipped: Mapping[str, int] = {}
+        self._limit_bytes = settings.journal_limit_mib * 2**20
+        self._enough_bytes = self._limit_bytes / (1 if settings.journal_full == "refuse" else 2)
+        self._opening = START
+        self._segment = self._new_segment(0, 0)
+        self._ended: list[Segment] = []  # not published yet
+        self._bytes_ended = 0
+        self._kept: list[Segment] = []  # published, but table() still has them
+        self._has_rows = False
+        self._closed = self._is_warm = False
+        self.failure: PublishError | None = None
+        self._published = self._rejected = 0
         self._lock = threading.Lock()
-        self._publishing = threading.RLock()  # a signal handler may close while we publish
-        _renew_lock_after_fork(self)
+        self._publishing = threading.Lock()
+        self._publisher = 0  # the thread that publishes
+        self.uploader = _uploader(self, settings.flush_every_s)
+        _renew_locks_after_fork(self)
+
+    @property
+    def run_id(self) -> str:
+        """Of resources that name no run."""
+        return self.run.run_id
 
     def consume(self, batch: PointBatch) -> None:
         """
-        Take *batch*. When this returns, its points are in the run.
+        Take *batch*. When this returns, its points are in the journal.
 
         What comes after :meth:`close` (an export that was in flight) is published by
         the next :meth:`close`.
-        """
-        with self._lock:
-            self._ledger.append(batch)
-
-    def points(self) -> Points:
-        """The points so far, as a copy."""
-        with self._lock:
-            return self._ledger.snapshot()
-
-    def table(self, config: str = "default") -> pa.Table:
-        """The rows so far."""
-        return table_of(self.points(), self._options(), config)
-
-    def flush(self, deadline: Deadline) -> bool:
-        """Everything that :meth:`consume` took is already in the run: nothing to wait for."""
-        return True
-
-    def close(self, deadline: Deadline) -> None:
-        """
-        Publish the run. Further calls publish what came since, continuing the run.
 
         Raises:
-            PublishError: The sink refused; the rows stay readable.
+            JournalError: The journal has reached its limit, and the points are refused;
+                or it cannot be written, and they are in memory only.
         """
-        with self._publishing:
+        packed = pack(batch)
+        with self._lock:
+            segment = self._segment
+            if segment.bytes_stored + self._bytes_ended >= self._enough_bytes:
+                self._make_room(packed)
+                segment = self._segment
+            segment.take(packed)
+        if not self._is_warm:
+            self._is_warm = True
+            self.uploader.submit(partial(warm, self._needed()))
+
+    def points(self) -> Points:
+        """The points so far, as a copy; without those of parts that were published."""
+        with self._lock:
+            return _joined(s.points() for s in (*self._kept, *self._ended, self._segment))
+
+    def table(self, config: str = "default") -> pa.Table:
+        """The rows so far; without those of parts that were published."""
+        with self._lock:
+            segments = [s for s in (*self._kept, *self._ended, self._segment) if s.ledger.points]
+            opening = segments[0].opening if segments else START
+        return table_of(self.points(), options_of(self.run), config, opening)
+
+    def counts(self) -> Counts:
+        """What became of the data points until now."""
+        with self._lock:
+            stored = sum(s.received for s in (*self._ended, self._segment))
+            return Counts(
+                received=stored + self._published + self._rejected,
+                stored=stored,
+                published=self._published,
+                rejected=self._rejected,
+            )
+
+    def flush(self, deadline: Deadline) -> bool:
+        """Everything that :meth:`consume` took is already in the journal: nothing to wait for."""
+        return True
+
+    def close(self, deadline: Deadline) -> bool:
+        """
+        Publish the run. Further calls publish what came since, and what failed before.
+
+        Returns:
+            Whether it is done. If not, the time was over, and publishing goes on.
+
+        Raises:
+            PublishRejected: The destination refused.
+            PublishUnavailable: It did not answer, or was full.
+        """
+        with self._lock:
+            is_first, self._closed = not self._closed, True
+            if is_first or not self._segment.is_empty:
+                self._cut(self._wall_clock_ns() if is_first and not self._has_rows else None)
+            if not self._ended:
+                return True
+            is_safe = all(segment.is_journaled for segment in self._ended)
+        if not is_safe:  # leaving would lose more than waiting
+            deadline = Deadline.after(max(MEMORY_ONLY_S, deadline.remaining_s()))
+        return self._hand_over(deadline)
+
+    def publish_part(self) -> None:
+        """Publish what there is of a run that goes on, and forget it. What fails comes again."""
+        with self._lock:
+            if not self._segment.is_empty:
+                self._cut(None)
+        try:
+            self._publish(Deadline.after(PART_PUBLISH_S), keep=False)
+        except PublishError as error:
+            log.warning("hubmeter: %s; the run goes on, and the next part tries again", error)
+
+    def leave(self) -> bool:
+        """
+        The process is about to end: what is not published is left to a process of its own.
+
+        Not if the destination refused, as it would refuse again.
+
+        Returns:
+            Whether something is left.
+        """
+        with self._lock:
+            is_left = bool(self._ended) or not self._segment.is_empty
+        if is_left and self.journal_dir and not isinstance(self.failure, PublishRejected):
+            start_detached(
+                ["recover", str(self.journal_dir), "--process", self.run.process_id, "--wait"]
+            )
+        return is_left
+
+    def unpublished(self) -> int:
+        """How many segments have ended and are not published. Not zero after a failure."""
+        with self._lock:
+            return len(self._ended)
+
+    def _needed(self) -> tuple[str, ...]:
+        destination = destination_of(self.run.to, base=self.run.base)
+        return HUB if isinstance(destination, HubRepo) and self._sink is None else LOCAL
+
+    def _hand_over(self, deadline: Deadline) -> bool:
+        # Who waits may have little time; the work goes on as long as it makes sense.
+        job = self.uploader.submit(partial(self._publish, Deadline.after(math.inf)))
+        if job is not None:
+            return job.wait(deadline)
+        self._publish(deadline)
+        return True
+
+    def _publish(self, deadline: Deadline, *, keep: bool = True) -> None:
+        """Seal and publish all ended segments, in one go."""
+        if self._publisher == threading.get_ident():  # a signal handler, while we publish
+            return
+        if not self._publishing.acquire(timeout=min(deadline.remaining_s(), LONGEST_LOCK_S)):
+            raise PublishUnavailable("another thread is still publishing")
+        self._publisher = threading.get_ident()
+        try:
             with self._lock:
-                is_first, self._closed = not self._closed, True
-                first, self._published = self._published, self._ledger.batches
-                if not is_first and first == self._published:
-                    return
-                points = self._ledger.snapshot()
-                before = replace(self._ledger.snapshot(first), skipped=self._skipped)
-                self._skipped = points.skipped
-            if is_first:
-                options = self._options(self._wall_clock_ns())
-                self._publish(tables_of(points, options), _metadata(self.settings, points))
-            else:
-                self._publish_rest(before, points, first)
+                segments = list(self._ended)
+            mine = [segment for segment in segments if segment.reclaim()]
+            self._seal(mine, keep=keep)
+            self.failure = None
+            try:
+                self._send(mine, deadline)
+            except PublishError as error:
+                self.failure = error
+                for segment in mine if self._closed else ():
+                    segment.release()
+                raise
+            with self._lock:
+                self._ended = [segment for segment in self._ended if segment not in segments]
+                self._count_bytes()
+                self._kept += mine if keep else []
+        finally:
+            self._publisher = 0
+            self._publishing.release()
 
-    def _publish_rest(self, before: Points, points: Points, first: int) -> None:
-        options = self._options()
-        published, now = tables_of(before, options), tables_of(points, options)
-        times = {str(time) for block in points.blocks for time in block.times_since(first)}
-        tables = {config: _new_rows(now[config], published[config], times) for config in now}
-        if any(table.num_rows for table in tables.values()):
-            self._publish(tables, _metadata(self.settings, points, before))
+    def _seal(self, segments: list[Segment], *, keep: bool) -> None:
+        for segment in segments:
+            self._opening = segment.seal(self._opening)
+            if not keep:
+                segment.forget_points()
+        if segments:
+            with self._lock:
+                self._segment.continue_from(self._opening)
 
-    def _publish(self, tables: Mapping[str, pa.Table], metadata: Mapping[str, str]) -> None:
-        from .shard import seal
+    def _send(self, segments: list[Segment], deadline: Deadline) -> None:
+        longest_s = LONGEST_PUBLISH_S if self._closed else PART_PUBLISH_S
+        shards = [shard for segment in segments if (shard := segment.shard()) is not None]
+        if shards:
+            run_id = shards[0].run_id
+            # Only now: the destination may name the run, which the first resource may name.
+            destination = destination_of(self.run.to, run_id, self.run.base)
+            self._sink = self._sink or sink_of(destination, private=self.run.private)
+            self._sink.publish(shards, deadline.no_later_than(Deadline.after(longest_s)))
+            self._has_rows = True
+            rows = sum(shard.rows for shard in shards)
+            log.info("hubmeter: %d rows of run %s are in %s", rows, run_id, self._sink)
+        for segment in segments:
+            with self._lock:
+                self._published += segment.received - segment.rejected
+                self._rejected += segment.rejected
+            segment.finish(str(self._sink))
 
-        run_id = next(t["run_id"][0].as_py() for t in tables.values() if t.num_rows)
-        part = next(self._parts)
-        shard = seal(
-            tables,
-            run_id=run_id,
-            process_id=f"{self._process_id}-{part}" if part else self._process_id,
-            metadata=metadata,
+    def _cut(self, empty_run_unix_nano: int | None) -> None:
+        """End the segment and begin the next."""
+        self._segment.end(empty_run_unix_nano)
+        self._ended.append(self._segment)
+        self._count_bytes()
+        self._segment = self._new_segment(self._segment.part + 1, self._segment.ledger.batches)
+
+    def _new_segment(self, part: int, first_batch: int) -> Segment:
+        return Segment(
+            self.run, part, self.journal_dir, fsync=self.settings.fsync, first_batch=first_batch
         )
-        # Only now: the destination may name the run, which the first resource may name.
-        self._sink = self._sink or _sink_for(self.settings, run_id, self._base)
-        self._sink.publish(shard)
-        log.info("hubmeter: %d rows of run %s are in %s", shard.rows, run_id, self._sink)
 
-    def _options(self, empty_run_unix_nano: int | None = None) -> Options:
-        return options_of(self.settings, self.run_id, empty_run_unix_nano)
+    def _count_bytes(self) -> None:
+        self._bytes_ended = sum(segment.bytes_stored for segment in self._ended)
 
+    def _make_room(self, packed: Packed) -> None:
+        """Keep to the limit of the journal, by the policy that was chosen."""
+        if self.settings.journal_full == "refuse":
+            points = len(packed.values) + sum(packed.skipped.values())
+            self._segment.count_lost(REFUSED, points)
+            raise JournalError(
+                f"the journal has reached {self.settings.journal_limit_mib:g} MiB, and new "
+                "points are refused: raise HUBMETER_JOURNAL_LIMIT or set HUBMETER_FLUSH_EVERY"
+            )
+        if self._segment.bytes_stored >= self._limit_bytes / 2:
+            # Two halves: what ended last, and what is being written.
+            if self._publishing.acquire(blocking=False):
+                try:
+                    self._drop_ended()
+                finally:
+                    self._publishing.release()
+            self._cut(None)
 
-def options_of(settings: Settings, run_id: str, empty_run_unix_nano: int | None = None) -> Options:
-    """How *settings* want points to be flattened."""
-    from .flattening import Options
-
-    return Options(
-        run_id=run_id,
-        factors=factors_of(settings),
-        zero_fill=settings.missing == "zero",
-        points=settings.points,
-        empty_run_unix_nano=empty_run_unix_nano,
-    )
-
-
-def factors_of(settings: Settings) -> Factors:
-    """What a joule costs under *settings*."""
-    return Factors(
-        carbon_g_per_kwh=settings.carbon_g_per_kwh,
-        price_usd_per_kwh=settings.price_usd_per_kwh,
-        pue=settings.pue,
-    )
-
-
-def tables_of(points: Points, options: Options) -> dict[str, pa.Table]:
-    """Both configs of *points*."""
-    from .flattening import flatten_points
-    from .tables import default_table, points_table
-
-    rows = flatten_points(points, options)
-    return {"default": default_table(rows), "points": points_table(points, rows, options.run_id)}
+    def _drop_ended(self) -> None:
+        dropped = sum(segment.received for segment in self._ended)
+        for segment in self._ended:
+            segment.discard()
+        self._ended = []
+        if dropped:
+            log.warning("hubmeter: the journal is full, the oldest %d points are dropped", dropped)
+            self._segment.count_lost(DROPPED, dropped)
 
 
-def table_of(points: Points, options: Options, config: str) -> pa.Table:
-    """One config of *points*; the other, which may be large, is not made."""
-    from .flattening import flatten_points
-    from .tables import default_table, points_table
-
-    rows = flatten_points(points, options)
-    if config == "default":
-        return default_table(rows)
-    return points_table(points, rows, options.run_id)
+def _folder(settings: Settings, base: str) -> Path | None:
+    return absolute(settings.journal_dir, base) if settings.journal_dir else None
 
 
-def _new_rows(table: pa.Table, published: pa.Table, times: AbstractSet[str]) -> pa.Table:
-    """Rows of *table* that *published* does not have: of other instants, or changed at *times*."""
-    known = Counter(map(str, published.to_pylist()))
-    instants = set(published["timestamp_unix_nano"].to_pylist())
-    places = []
-    for place, row in enumerate(table.to_pylist()):
-        if known[str(row)]:
-            known[str(row)] -= 1
-        elif row["timestamp_unix_nano"] in times or row["timestamp_unix_nano"] not in instants:
-            places.append(place)
-    return table.take(places) if places else table.slice(0, 0)
+def _joined(parts: Iterable[Points]) -> Points:
+    skipped: Counter[str] = Counter()
+    blocks: list[Block] = []
+    for part in parts:
+        blocks += part.blocks
+        skipped.update(part.skipped)
+    return Points(tuple(blocks), dict(skipped))
 
 
-def _sink_for(settings: Settings, run_id: str, base: Path) -> Sink:
-    from .sinks.parquet_dir import ParquetDir
+def _uploader(pipeline: Pipeline, interval_s: float) -> Uploader:
+    """A thread that does not keep *pipeline* alive, and ends with it."""
+    reference = weakref.ref(pipeline)
 
-    return ParquetDir(folder_of(settings, run_id, base))
+    def publish_part() -> None:
+        if (survivor := reference()) is not None:
+            survivor.publish_part()
 
-
-def folder_of(settings: Settings, run_id: str, base: Path | None = None) -> Path:
-    """The folder that *settings* want the dataset of a run in, as seen from *base*."""
-    # Unlike Path.expanduser() this takes the `~` of nobody as it stands.
-    folder = os.path.expanduser(fill_in(settings.to, run_id))  # noqa: PTH111
-    return (_working_folder() if base is None else base) / folder
-
-
-def _working_folder() -> Path:
-    try:
-        return Path.cwd()
-    except OSError:  # somebody removed it
-        return Path()
+    uploader = Uploader(interval_s=interval_s, tick=publish_part)
+    weakref.finalize(pipeline, uploader.stop).atexit = False
+    return uploader
 
 
-def _metadata(settings: Settings, points: Points, before: Points = NOTHING) -> dict[str, str]:
-    """What a reader needs to judge the numbers; the points counted are those since *before*."""
-    received = _size(points) - _size(before)
-    rejected = sum(points.skipped.values()) - sum(before.skipped.values())
-    return {
-        "version": version(),
-        "carbon_g_per_kwh": repr(settings.carbon_g_per_kwh),
-        "carbon_source": settings.origins.get("carbon_g_per_kwh", "default"),
-        "price_usd_per_kwh": repr(settings.price_usd_per_kwh),
-        "price_source": settings.origins.get("price_usd_per_kwh", "default"),
-        "pue": repr(settings.pue),
-        "missing": settings.missing,
-        "points_received": str(received),
-        "points_rejected": str(rejected),
-    }
-
-
-def _size(points: Points) -> int:
-    return sum(len(block.values) for block in points.blocks)
-
-
-def _renew_lock_after_fork(pipeline: Pipeline) -> None:
+def _renew_locks_after_fork(pipeline: Pipeline) -> None:
     """A lock that some thread held while the process forked would never be released."""
     if not hasattr(os, "register_at_fork"):
         return
@@ -270,6 +365,6 @@ def _renew_lock_after_fork(pipeline: Pipeline) -> None:
     def renew() -> None:
         if (survivor := reference()) is not None:
             survivor._lock = threading.Lock()  # noqa: SLF001
-            survivor._publishing = threading.RLock()  # noqa: SLF001
+            survivor._publishing = threading.Lock()  # noqa: SLF001
 
     os.register_at_fork(after_in_child=renew)

@@ -22,6 +22,10 @@ from typing import Any, Literal
 
 LONGEST_NAME = 96
 
+OFF = ("off", "0", "none", "no")
+
+HUB_URL = re.compile(r"hf://datasets/[^/@]+/[^/@]+/?")
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Setting:
@@ -79,15 +83,35 @@ def _text(text: str) -> str:
     return text
 
 
-def _folder(text: str) -> str:
-    if not text or "\0" in text or "://" in text:
-        raise ValueError("expected the path of a folder")
+def _destination(text: str) -> str:
+    if not text or "\0" in text or ("://" in text and not HUB_URL.fullmatch(text)):
+        raise ValueError("expected a folder, user/repo or hf://datasets/user/repo")
     return text
 
 
+def _folder_or_off(text: str) -> str:
+    if not text or "\0" in text or "://" in text:
+        raise ValueError("expected a folder, or off")
+    return "" if text.lower() in OFF else text
+
+
+def _seconds_or_off(text: str) -> float:
+    return 0.0 if text.lower() in OFF else _number(1, 7 * 86_400)(text)
+
+
+def default_journal_dir() -> str:
+    """``$HF_HOME/hubmeter``, with the default that ``huggingface_hub`` has for ``HF_HOME``."""
+    cache = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    home = os.environ.get("HF_HOME") or f"{cache}/huggingface"
+    return f"{home}/hubmeter"
+
+
 SETTINGS: tuple[Setting, ...] = (
-    Setting(name="to", variable="HUBMETER_TO", default="./hubmeter-data", parse=_folder,
-            meaning="destination folder; {date} and {run_id} are filled in"),
+    Setting(name="to", variable="HUBMETER_TO", default="./hubmeter-data",
+            parse=_destination,
+            meaning="folder, user/repo or hf://datasets/user/repo; {user}, {date}, {run_id}"),
+    Setting(name="private", variable="HUBMETER_PRIVATE", default=True, parse=_switch,
+            meaning="a repository that is made is private; 0 also allows public ones"),
     Setting(name="run_id", variable="HUBMETER_RUN_ID", default=None, parse=_text,
             meaning="when the resource has no run.id; default a new UUID"),
     Setting(name="missing", variable="HUBMETER_MISSING", default="null",
@@ -108,6 +132,24 @@ SETTINGS: tuple[Setting, ...] = (
             fallbacks=("GENAI_CARBON_INTENSITY", "CODECARBON_FORCE_CARBON_INTENSITY_G_CO2E_KWH")),
     Setting(name="pue", variable="HUBMETER_PUE", default=1.0, parse=_number(1, 10),
             meaning="power usage effectiveness of the data centre, multiplies CO2 and cost"),
+    Setting(name="journal_dir", variable="HUBMETER_JOURNAL_DIR", default=default_journal_dir,
+            parse=_folder_or_off,
+            meaning="points are here before they are acknowledged; off = memory only"),
+    Setting(name="journal_limit_mib", variable="HUBMETER_JOURNAL_LIMIT", default=1024.0,
+            parse=_number(1, 2**20), meaning="MiB that a run may have in the journal"),
+    Setting(name="journal_full", variable="HUBMETER_JOURNAL_FULL", default="refuse",
+            parse=_choice("refuse", "drop-oldest"),
+            meaning="at the limit: refuse new points, or drop the oldest; both are counted"),
+    Setting(name="fsync", variable="HUBMETER_FSYNC", default=False, parse=_switch,
+            meaning="fsync each journal record, to survive a power cut too"),
+    Setting(name="flush_every_s", variable="HUBMETER_FLUSH_EVERY", default=0.0,
+            parse=_seconds_or_off, meaning="seconds between two published parts of a run; off"),
+    Setting(name="signals", variable="HUBMETER_SIGNALS", default=True, parse=_switch,
+            meaning="publish on SIGTERM and SIGHUP where nothing else handles them"),
+    Setting(name="sentinel", variable="HUBMETER_SENTINEL", default=False, parse=_switch,
+            meaning="a helper process that publishes after a hard kill"),
+    Setting(name="self_metrics", variable="HUBMETER_SELF_METRICS", default=False, parse=_switch,
+            meaning="report hubmeter's own counts as OpenTelemetry metrics"),
     Setting(name="disabled", variable="HUBMETER_DISABLED", default=False, parse=_switch,
             meaning="switch everything off"),
 )  # fmt: skip
@@ -120,6 +162,7 @@ class Settings:
     Effective settings of one exporter, sampler or command.
 
     Attributes:
+        journal_dir: Empty for memory only.
         origins: Field name to where its value came from.
         problems: One sentence for each value that could not be used.
     """
@@ -133,6 +176,15 @@ class Settings:
     price_usd_per_kwh: float = 0.12
     carbon_g_per_kwh: float = 475.0
     pue: float = 1.0
+    private: bool = True
+    journal_dir: str = ""
+    journal_limit_mib: float = 1024.0
+    journal_full: Literal["refuse", "drop-oldest"] = "refuse"
+    fsync: bool = False
+    flush_every_s: float = 0.0
+    signals: bool = True
+    sentinel: bool = False
+    self_metrics: bool = False
     disabled: bool = False
     cuda_visible_devices: str | None = None
     origins: Mapping[str, str] = field(default_factory=dict)
@@ -153,7 +205,8 @@ def load_settings(**given: Any) -> Settings:
     values: dict[str, Any] = {}
     origins: dict[str, str] = {}
     for setting in SETTINGS:
-        values[setting.name], origins[setting.name] = setting.default, "default"
+        default = setting.default() if callable(setting.default) else setting.default
+        values[setting.name], origins[setting.name] = default, "default"
         wrong: list[str] = []
         for origin, text in _candidates(setting, given, file_values):
             try:
@@ -179,10 +232,14 @@ def new_run_id(settings: Settings) -> str:
     return settings.run_id or str(uuid.uuid4())
 
 
-def fill_in(destination: str, run_id: str) -> str:
-    """Replace ``{date}`` (UTC) and ``{run_id}`` in a destination, which they cannot leave."""
-    date = datetime.now(timezone.utc).strftime("%Y%m%d_%H%M%S")
-    return destination.replace("{date}", date).replace("{run_id}", safe_name(run_id))
+def fill_in_date(destination: str) -> str:
+    """Replace ``{date}`` by now (UTC), as smoltrace names its datasets."""
+    return destination.replace("{date}", datetime.now(timezone.utc).strftime("%Y%m%d_%H%M%S"))
+
+
+def fill_in_run(destination: str, run_id: str) -> str:
+    """Replace ``{run_id}`` in a destination, which it cannot leave."""
+    return destination.replace("{run_id}", safe_name(run_id))
 
 
 def safe_name(text: str) -> str:

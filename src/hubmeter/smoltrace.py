@@ -19,8 +19,8 @@ from opentelemetry.sdk.metrics.export import PeriodicExportingMetricReader
 from .decode.otlp_json import JsonDecoder
 from .flattening import Options
 from .ledger import Points, gather
-from .pipeline import tables_of
 from .schema import SEED_COLUMNS
+from .sealing import tables_of
 from .settings import load_settings
 from .sources.sdk_exporter import HubMetricExporter
 

@@ -14,6 +14,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from .arrow_arrays import column as column_of
+from .arrow_arrays import numbers, repeated, texts
 from .batch import Distribution
 from .errors import DecodeError
 from .flattening import Rows
@@ -57,18 +59,17 @@ def arrow_schema(config: str) -> pa.Schema:
 def default_table(rows: Rows) -> pa.Table:
     """The ``default`` config as a table with the contract's columns, in its order."""
     size = rows.times.size
-    nanos = pa.array(rows.times)
     known: dict[str, pa.Array] = {
         "timestamp": _iso_utc(rows.times),
-        "timestamp_unix_nano": nanos.cast(pa.string()),
+        "timestamp_unix_nano": numbers(rows.times).cast(pa.string()),
         "energy_source": _energy_source(rows.energy_source),
         "gpu_throttle_reasons": _throttle_reasons(rows.throttle_reasons, size),
     }
     for name in ("run_id", "service_name", "host_name", "gpu_id", "gpu_uuid", "gpu_name"):
-        words = pa.array([getattr(gpu, name) for gpu in rows.gpus], pa.string())
-        known[name] = words.take(pa.array(rows.gpu_of_row))
+        words = texts([getattr(gpu, name) for gpu in rows.gpus])
+        known[name] = words.take(numbers(rows.gpu_of_row))
     for name, values in rows.floats.items():
-        known[name] = pa.array(values, from_pandas=True)
+        known[name] = numbers(values, ~np.isnan(values))
     arrays = [known.get(c.name, pa.nulls(size, _ARROW_TYPES[c.type])) for c in DEFAULT]
     return pa.Table.from_arrays(arrays, schema=arrow_schema("default"))
 
@@ -82,18 +83,18 @@ def points_table(points: Points, rows: Rows, default_run_id: str) -> pa.Table:
     }
     words["run_id"], words["service_name"] = [o[0] for o in owners], [o[1] for o in owners]
     words["resource_attributes"] = [series.resource for series in found.series]
-    place = pa.array(found.series_of_row)
-    starts = pa.array(found.start_times, mask=found.start_times == 0)
+    place = numbers(found.series_of_row)
+    starts = numbers(found.start_times, found.start_times != 0)
     arrays: dict[str, pa.Array] = {
         "timestamp": _iso_utc(found.times),
-        "timestamp_unix_nano": pa.array(found.times).cast(pa.string()),
+        "timestamp_unix_nano": numbers(found.times).cast(pa.string()),
         "start_time_unix_nano": starts.cast(pa.string()),
-        "value": pa.array(found.values, mask=~found.is_number),
-        "value_int": pa.array(found.integers, mask=~found.is_integer),
+        "value": numbers(found.values, found.is_number),
+        "value_int": numbers(found.integers, found.is_integer),
         "flags": _flags(found),
     }
-    for name, texts in words.items():
-        arrays[name] = pa.array(texts, _point_type(name)).take(place)
+    for name, values in words.items():
+        arrays[name] = column_of(values, _point_type(name)).take(place)
     for name in Distribution.__slots__:
         known = {row: getattr(value, name) for row, value in found.distributions.items()}
         arrays[name] = _scattered(known, found.times.size, _point_type(name))
@@ -113,7 +114,7 @@ def _flags(found: PointRows) -> pa.Array:
     flags = np.zeros(found.times.size, dtype=np.int64)
     for row, extra in found.extras.items():
         flags[row] = extra.flags
-    return pa.array(flags)
+    return numbers(flags)
 
 
 def _scattered(known: Mapping[int, Any], size: int, type_: pa.DataType) -> pa.Array:
@@ -123,7 +124,7 @@ def _scattered(known: Mapping[int, Any], size: int, type_: pa.DataType) -> pa.Ar
     values: list[Any] = [None] * size
     for row, value in known.items():
         values[row] = _quantiles(value) if type_ == _ARROW_TYPES["quantiles"] else value
-    return pa.array(values, type_)
+    return column_of(values, type_)
 
 
 def write_parquet(
@@ -167,14 +168,15 @@ def _encoding(column: Column, table: pa.Table) -> str | None:
 
 def _iso_utc(times: Times) -> pa.Array:
     """``2025-10-27T05:58:15.460017+00:00``: by integer arithmetic, always six digits."""
-    micros = pa.array((times // np.uint64(1000)).astype(np.int64)).cast(pa.timestamp("us"))
+    micros = numbers((times // np.uint64(1000)).astype(np.int64)).cast(pa.timestamp("us"))
     text = pc.replace_substring(micros.cast(pa.string()), " ", "T", max_replacements=1)
-    return pc.binary_join_element_wise(text, "+00:00", "")
+    zone, separator = repeated("+00:00", times.size), repeated("", times.size)
+    return pc.binary_join_element_wise(text, zone, separator)
 
 
 def _energy_source(source: Floats) -> pa.Array:
-    words = pa.array([None, *ENERGY_SOURCES.values()], pa.string())
-    return words.take(pa.array(np.nan_to_num(source).astype(np.int64)))
+    words = texts([None, *ENERGY_SOURCES.values()])
+    return words.take(numbers(np.nan_to_num(source).astype(np.int64)))
 
 
 def _throttle_reasons(reasons: Mapping[str, Floats], size: int) -> pa.Array:
@@ -192,7 +194,7 @@ def _throttle_reasons(reasons: Mapping[str, Floats], size: int) -> pa.Array:
         else ",".join(name for name, flag in zip(names, active, strict=True) if flag)
         for is_unread, *active in distinct.tolist()
     ]
-    return pa.array(words, pa.string()).take(pa.array(place.ravel()))
+    return texts(words).take(numbers(place.ravel()))
 
 
 def _quantiles(value: Any) -> Any:

@@ -28,7 +28,7 @@ from ..energy import Energy, Factors
 from ..errors import NvmlError, SettingsError
 from ..gpu_selection import select_gpus
 from ..nvml import GpuDevice, load_pynvml, open_nvml
-from ..pipeline import factors_of
+from ..run import factors_of
 from ..settings import Settings, load_settings
 from ..version import version
 from .gpu_windows import GpuState

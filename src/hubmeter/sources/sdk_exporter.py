@@ -1,5 +1,5 @@
 """
-An OpenTelemetry SDK pushes to us: the exporter, and ``attach()`` for running providers.
+An OpenTelemetry SDK pushes to us: the exporter.
 """
 
 from __future__ import annotations
@@ -8,11 +8,13 @@ import atexit
 import logging
 import math
 import os
-import re
 import sys
 import threading
 from collections.abc import Mapping
 from contextlib import suppress
+from functools import partial
+from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING, Any
 
 from opentelemetry.sdk.metrics.export import (
@@ -21,26 +23,27 @@ from opentelemetry.sdk.metrics.export import (
     MetricExporter,
     MetricExportResult,
     MetricsData,
-    PeriodicExportingMetricReader,
 )
 from opentelemetry.sdk.metrics.view import Aggregation
 
+from ..deadline import Deadline
 from ..decode.sdk_objects import SdkDecoder
-from ..pipeline import Deadline, Pipeline
-from ..settings import load_settings
+from ..endings import publish_on_signals
+from ..errors import JournalError, PublishError
+from ..pipeline import Pipeline
+from ..settings import default_journal_dir, load_settings
+from ..waiting import waiting_text
 
 if TYPE_CHECKING:
     import pyarrow as pa
-    from opentelemetry.metrics import MeterProvider
 
 log = logging.getLogger(__name__)
 
 DEFAULT_BUDGET_MS = 30_000
-DEFAULT_INTERVAL_MS = 60_000
-"""Both as in the SDK."""
+"""As in the SDK."""
 
-HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
-"""``user/repo``: what a person means who has a Hub repository."""
+LAST_BUDGET_MS = 5_000
+"""At exit, for what a shutdown with less time left unfinished."""
 
 _created = False
 
@@ -86,12 +89,14 @@ class HubMetricExporter(MetricExporter):
         self._decoder = SdkDecoder()
         self._decoding = threading.Lock()
         self._pipeline: Pipeline | None = None
-        self._complained = False
+        self._complaints: set[str] = set()
         self._has_received = False
         self._told_child = False
         _prepare_process()
         try:
             self._pipeline = pipeline or _open_pipeline(to, settings)
+            if self._pipeline is not None:
+                self._prepare_for_the_end(self._pipeline)
         except Exception:
             # A raising exporter switches off all of OpenTelemetry, traces included.
             log.exception("hubmeter is off: it could not start")
@@ -113,6 +118,9 @@ class HubMetricExporter(MetricExporter):
                 batch = self._decoder.decode(metrics_data)
             self._has_received = True
             self._pipeline.consume(batch)
+        except JournalError as error:
+            self._complain(f"hubmeter: {error}", exc_info=False)
+            return MetricExportResult.FAILURE
         except Exception:
             self._complain("hubmeter: a collection is lost, the program goes on")
             return MetricExportResult.FAILURE
@@ -132,9 +140,12 @@ class HubMetricExporter(MetricExporter):
         if self._pipeline is None or self._in_forked_child():
             return
         try:
-            self._pipeline.close(_deadline(timeout_millis, kwargs))
-        except Exception as error:
-            log.error("hubmeter: %s", error, exc_info=not isinstance(error, OSError))  # noqa: TRY400
+            if not self._pipeline.close(_deadline(timeout_millis, kwargs)):
+                log.info("hubmeter: the time for shutdown is over, publishing goes on")
+        except PublishError as error:
+            self._complain(f"hubmeter: {error}. {_what_next(self._pipeline)}", exc_info=False)
+        except Exception:
+            self._complain(f"hubmeter: not published. {_what_next(self._pipeline)}")
         _stay_interrupted()
 
     def table(self, config: str = "default") -> pa.Table:
@@ -150,9 +161,36 @@ class HubMetricExporter(MetricExporter):
             return arrow_schema(config).empty_table()
         return self._pipeline.table(config)
 
+    def _prepare_for_the_end(self, pipeline: Pipeline) -> None:
+        if pipeline.settings.signals:
+            publish_on_signals(self._publish_within)
+        if pipeline.settings.self_metrics:
+            from .self_metrics import observe
+
+            observe(pipeline)
+        if pipeline.journal_dir is None:
+            return
+        if pipeline.settings.sentinel:
+            from ..sentinel import start_sentinel
+
+            start_sentinel(pipeline.journal_dir, pipeline.run.process_id)
+        pipeline.uploader.submit(partial(_say_what_waits, pipeline.journal_dir))
+
+    def _publish_within(self, seconds: float) -> None:
+        self.shutdown(timeout_millis=seconds * 1e3)
+
     def _publish_at_exit(self) -> None:
-        if self._has_received:
-            self.shutdown()
+        if self._pipeline is None or self._in_forked_child():
+            return
+        # What failed a moment ago would fail again, and the program would wait twice.
+        if self._pipeline.failure is None:
+            if self._pipeline.unpublished():
+                self.shutdown(timeout_millis=LAST_BUDGET_MS)
+            elif self._has_received:
+                self.shutdown()
+        if self._pipeline.leave():
+            why = self._pipeline.failure or "the run is not published yet"
+            self._complain(f"hubmeter: {why}. {_what_next(self._pipeline)}", exc_info=False)
 
     def _in_forked_child(self) -> bool:
         # The SDK restarts its reader in every fork, so without this a DataLoader
@@ -164,20 +202,35 @@ class HubMetricExporter(MetricExporter):
             self._told_child = True
             log.info("hubmeter: a forked child is not recorded; a provider of its own would be")
 
-    def _complain(self, message: str) -> None:
+    def _complain(self, message: str, *, exc_info: bool = True) -> None:
         """Of failures that repeat, the first is an error and the others are for debugging."""
-        level = logging.DEBUG if self._complained else logging.ERROR
-        self._complained = True
-        log.log(level, "%s", message, exc_info=True)
+        level = logging.DEBUG if message in self._complaints else logging.ERROR
+        self._complaints.add(message)
+        log.log(level, "%s", message, exc_info=exc_info)
 
 
 def _open_pipeline(to: str | None, settings: dict[str, Any]) -> Pipeline | None:
     loaded = load_settings(to=to, **settings)
     for problem in loaded.problems:
         log.warning("hubmeter: %s", problem)
-    if HUB_NAME.fullmatch(loaded.to) and not os.path.isdir(loaded.to):  # noqa: PTH112
-        log.warning("hubmeter: %s is a folder here; publishing to the Hub is to come", loaded.to)
     return None if loaded.disabled else Pipeline(loaded)
+
+
+def _say_what_waits(journal_dir: Path) -> None:
+    if text := waiting_text(journal_dir):
+        log.warning("hubmeter: %s: %s", text, _recover_command(journal_dir))
+
+
+def _what_next(pipeline: Pipeline) -> str:
+    """How what was not published gets published."""
+    if pipeline.journal_dir is None:
+        return "The rows are in memory only (exporter.table())"
+    return f"Nothing is lost, the run is in the journal: {_recover_command(pipeline.journal_dir)}"
+
+
+def _recover_command(journal_dir: Path) -> str:
+    is_default = str(journal_dir) == os.path.expanduser(default_journal_dir())  # noqa: PTH111
+    return "hubmeter recover" + ("" if is_default else f" {quote(str(journal_dir))}")
 
 
 def _prepare_process() -> None:
@@ -242,109 +295,3 @@ def _deadline(timeout_millis: Any, others: Mapping[str, Any]) -> Deadline:
     granted = (timeout_millis, others.get("timeout"))
     budgets_ms = [ms for ms in granted if isinstance(ms, int | float) and not math.isnan(ms)]
     return Deadline.after(min(budgets_ms, default=DEFAULT_BUDGET_MS) / 1e3)
-
-
-class _Reader(PeriodicExportingMetricReader):
-    """A periodic reader that may be shut down twice, and collects last even without a ticker."""
-
-    def shutdown(self, timeout_millis: float = 30_000, **kwargs: Any) -> None:
-        if self._shutdown:
-            return
-        try:
-            if self._daemon_thread is None:
-                self.collect(timeout_millis=timeout_millis)
-        finally:
-            super().shutdown(timeout_millis=timeout_millis, **kwargs)
-
-
-class Attachment:
-    """
-    An exporter on somebody else's provider, see :func:`attach`.
-
-    Attributes:
-        exporter: The exporter; ``exporter.table()`` has the rows so far.
-    """
-
-    def __init__(self, provider: Any, exporter: HubMetricExporter, reader: _Reader | None) -> None:
-        self.exporter = exporter
-        self._provider = provider
-        self._reader = reader
-        self._owner_pid = os.getpid()
-
-    def detach(self) -> None:
-        """Collect once more, publish, and leave the provider. Further calls do nothing."""
-        reader, self._reader = self._reader, None
-        if reader is None or os.getpid() != self._owner_pid:
-            return
-        atexit.unregister(self.detach)
-        try:
-            try:
-                reader.shutdown()
-            finally:
-                self._provider.remove_metric_reader(reader)
-        except Exception:
-            log.exception("hubmeter: not detached cleanly")
-
-
-def attach(
-    provider: MeterProvider,
-    to: str | None = None,
-    *,
-    export_interval_s: float | None = None,
-    **settings: Any,
-) -> Attachment:
-    """
-    Record what a running meter *provider* collects.
-
-    The provider neither flushes nor shuts down readers that came late
-    (opentelemetry-python #4818), so the attachment does it itself when the process
-    ends. Counters that are not observable start at zero for a late reader.
-
-    Args:
-        provider: An SDK meter provider, opentelemetry-sdk 1.43 or newer.
-        to: Destination, as for :class:`HubMetricExporter`.
-        export_interval_s: Default ``OTEL_METRIC_EXPORT_INTERVAL``, else 60 s.
-        settings: As for :class:`HubMetricExporter`.
-
-    Returns:
-        A handle; ``handle.detach()`` publishes before the process ends.
-    """
-    exporter = HubMetricExporter(to, **settings)
-    attachment = Attachment(provider, exporter, _added(provider, exporter, export_interval_s))
-    # Hooks run last in, first out: this one before the provider's own.
-    atexit.register(attachment.detach)
-    return attachment
-
-
-def _added(
-    provider: Any, exporter: HubMetricExporter, export_interval_s: float | None
-) -> _Reader | None:
-    """A new reader of *provider*, or None: who attaches must not see an exception."""
-    if not hasattr(provider, "add_metric_reader"):
-        log.error(
-            "hubmeter is not attached: %s takes no readers; needs an SDK MeterProvider of "
-            "opentelemetry-sdk 1.43 or newer, or pass HubMetricExporter to it when it is made",
-            type(provider).__name__,
-        )
-        return None
-    try:
-        reader = _reader(exporter, export_interval_s)
-        provider.add_metric_reader(reader)
-    except Exception:
-        log.exception("hubmeter is not attached")
-        return None
-    return reader
-
-
-def _reader(exporter: HubMetricExporter, export_interval_s: float | None) -> _Reader:
-    try:
-        if export_interval_s is None:
-            return _Reader(exporter)
-        interval_ms = float(export_interval_s) * 1e3
-        # The SDK itself refuses 0 and less, but takes "not a number" for "never".
-        return _Reader(
-            exporter, export_interval_millis=0 if math.isnan(interval_ms) else interval_ms
-        )
-    except (TypeError, ValueError):
-        log.warning("hubmeter: wrong export interval, using %d s", DEFAULT_INTERVAL_MS / 1e3)
-        return _Reader(exporter, export_interval_millis=DEFAULT_INTERVAL_MS)

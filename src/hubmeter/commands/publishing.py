@@ -1,0 +1,181 @@
+"""Commands that publish: what waits in a journal, and what is a file already."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from ..settings import Settings, fill_in_date, load_settings
+from ..terminal import Failure, format_option, input_of, reporting_errors, say
+from ..text import printable
+
+if TYPE_CHECKING:
+    from ..destinations import Sink
+    from ..shard import Shard
+
+
+@click.command()
+@click.argument("folder", required=False, metavar="[DIR]")
+@click.option(
+    "--to", metavar="DEST", help="Folder or user/repo, instead of where each run meant to go."
+)
+@click.option(
+    "--dry-run", is_flag=True, help="Show what would be published, and where; change nothing."
+)
+@click.option("--timeout", "budget_s", default=600.0, show_default=True, metavar="SECONDS",
+              type=click.FloatRange(1, 86_400), help="For each commit.")  # fmt: skip
+@click.option("--process", "process_id", hidden=True, help="Only the segments of that process.")
+@click.option("--wait", is_flag=True, hidden=True, help="Until that process lets go of them.")
+@format_option
+@reporting_errors
+def recover(  # noqa: PLR0917 - click passes them by name
+    folder: str | None,
+    to: str | None,
+    dry_run: bool,
+    budget_s: float,
+    process_id: str | None,
+    wait: bool,
+    form: str,
+) -> None:
+    """
+    Publish runs that were killed, or that the Hub did not take.
+
+    DIR is a journal directory (default: HUBMETER_JOURNAL_DIR). Runs of live processes are
+    left alone. It may be repeated and run twice at once: each data point is published once.
+    """
+    from ..recovery import recover as recover_all
+    from ..waiting import wait_for
+
+    journal_dir = _journal_dir(folder)
+    _use_hub_from_here()
+    if wait and process_id:
+        wait_for(journal_dir, process_id)
+    result = recover_all(
+        journal_dir,
+        to=None if to is None else _destination(to),
+        process_id=process_id,
+        is_rehearsal=dry_run,
+        budget_s=budget_s,
+        say=say,
+    )
+    _show_recovery(result, journal_dir, form, is_rehearsal=dry_run)
+
+
+@click.command()
+@click.argument("src")
+@click.option("--to", metavar="DEST", help="user/repo or a folder.  [default: HUBMETER_TO]")
+@click.option(
+    "--public", is_flag=True, help="A repository that is made is public; a public one is taken."
+)
+@click.option("--run-id", metavar="ID", help="For data that names no run.")
+@click.option("--timeout", "budget_s", default=600.0, show_default=True, metavar="SECONDS",
+              type=click.FloatRange(1, 86_400), help="For each commit.")  # fmt: skip
+@reporting_errors
+def push(src: str, to: str | None, public: bool, run_id: str | None, budget_s: float) -> None:
+    """
+    Publish a dataset folder, a Parquet file or OTLP/JSON to the Hub, or to a folder.
+
+    SRC may be - for OTLP/JSON on stdin. Pushing the same again adds nothing.
+    """
+    from ..push import shards_of
+
+    settings = load_settings(to=to, run_id=run_id, private=False if public else None)
+    if to is not None:
+        _destination(to)
+    for problem in settings.problems:
+        say(f"hubmeter: {problem}")
+    source: Any = input_of(src) if _is_text(src) else Path(src)
+    _use_hub_from_here()
+    _push(shards_of(source, settings), settings, budget_s)
+
+
+def _push(groups: Iterator[list[Shard]], settings: Settings, budget_s: float) -> None:
+    """Publish each group; its shards may differ in destination, which may name the run."""
+    from ..deadline import Deadline
+    from ..destinations import destination_of, sink_of
+
+    to = fill_in_date(settings.to)
+    sinks: dict[Any, Sink] = {}
+    rows: Counter[Any] = Counter()
+    points: Counter[Any] = Counter()
+    for group in groups:
+        parts: dict[Any, list[Shard]] = {}
+        for shard in group:
+            parts.setdefault(destination_of(to, shard.run_id), []).append(shard)
+        for goal, shards in parts.items():
+            sink = sinks[goal] = sinks.get(goal) or sink_of(
+                goal, private=settings.private, pooled=True
+            )
+            say(f"publishing {len(shards)} shards to {goal}, for {budget_s:g} s at most")
+            sink.publish(shards, Deadline.after(budget_s))
+            rows[goal] += sum(shard.rows for shard in shards)
+            points[goal] += sum(shard.points for shard in shards)
+    for goal in sinks:
+        click.echo(printable(f"{rows[goal]} rows and {points[goal]} other points are in {goal}"))
+
+
+@click.command(hidden=True)
+@click.argument("folder")
+@click.option("--process", "process_id", required=True)
+@click.option("--fd", type=int)
+@click.option("--pid", type=int)
+@reporting_errors
+def sentinel(folder: str, process_id: str, fd: int | None, pid: int | None) -> None:
+    """Wait for a process to end, then publish what it left (HUBMETER_SENTINEL=1 starts this)."""
+    from ..recovery import recover as recover_all
+    from ..sentinel import wait_for_end
+
+    wait_for_end(fd=fd, pid=pid)
+    _use_hub_from_here()
+    recover_all(Path(folder), process_id=process_id, say=say)
+
+
+def _journal_dir(folder: str | None) -> Path:
+    from ..run import absolute
+
+    settings = load_settings()
+    for problem in settings.problems:
+        say(f"hubmeter: {problem}")
+    chosen = settings.journal_dir if folder is None else folder
+    if not chosen:
+        raise Failure("the journal is off (HUBMETER_JOURNAL_DIR): name a journal directory")
+    journal_dir = absolute(chosen, "")
+    if folder and not journal_dir.is_dir():
+        raise Failure(f"{folder}: there is no such folder")
+    return journal_dir
+
+
+def _destination(to: str) -> str:
+    if load_settings(to=to).to != to:
+        raise click.BadParameter(f"{to!r} is no user/repo and no folder", param_hint="--to")
+    return fill_in_date(to)
+
+
+def _use_hub_from_here() -> None:
+    """This process is ours: the client's own bars would disturb what we say."""
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+
+
+def _is_text(src: str) -> bool:
+    """Whether *src* is OTLP/JSON, not flat already."""
+    path = Path(src)
+    return src == "-" or not (path.suffix == ".parquet" or (path / "data").is_dir())
+
+
+def _show_recovery(result: Any, journal_dir: Path, form: str, *, is_rehearsal: bool) -> None:
+    from ..recovery_report import as_json, recovery_text
+
+    if form == "json":
+        click.echo(json.dumps(as_json(result), indent=2, ensure_ascii=False))
+    else:
+        for line in recovery_text(result, journal_dir, is_rehearsal=is_rehearsal):
+            click.echo(printable(line))
+    if result.failures or result.left:
+        sys.exit(1)

@@ -1,0 +1,89 @@
+"""
+Where a dataset goes: a folder, or a repository on the Hugging Face Hub.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol, TypeAlias
+
+from .deadline import Deadline
+from .run import absolute
+from .settings import HUB_URL, fill_in_run
+from .shard import Shard
+
+_HUB_NAME = re.compile(r"(?:\{user\}|[\w-][\w.-]*)/[\w-](?:[\w.-]|\{user\})*")
+
+
+class Sink(Protocol):
+    """Publishes shards whole, and the same shard twice as once."""
+
+    def publish(self, shards: Sequence[Shard], deadline: Deadline) -> None:
+        """
+        Raises PublishRejected or PublishUnavailable if not all of *shards* arrived.
+        """
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Folder:
+    """A dataset in a local folder."""
+
+    path: Path
+
+    def __str__(self) -> str:
+        return str(self.path)
+
+
+@dataclass(frozen=True, slots=True)
+class HubRepo:
+    """A dataset on the Hub, ``user/repo``; ``{user}`` is whoever the token belongs to."""
+
+    name: str
+
+    def __str__(self) -> str:
+        return f"hf://datasets/{self.name}"
+
+
+Destination: TypeAlias = Folder | HubRepo
+
+
+def destination_of(to: str, run_id: str = "run", base: str = "") -> Destination:
+    """
+    What *to* means: ``user/repo`` is the Hub, unless there is a folder of that name.
+
+    Args:
+        to: ``user/repo``, ``hf://datasets/user/repo``, or anything else for a folder.
+        run_id: What stands for ``{run_id}``.
+        base: Folder that a relative one starts from.
+    """
+    filled = fill_in_run(to, run_id)
+    if HUB_URL.fullmatch(filled):
+        return HubRepo(filled.removeprefix("hf://datasets/").rstrip("/"))
+    folder = absolute(filled, base)
+    if _HUB_NAME.fullmatch(filled) and not folder.is_dir():
+        return HubRepo(filled)
+    return Folder(folder)
+
+
+def sink_of(destination: Destination, *, private: bool = True, pooled: bool = False) -> Sink:
+    """
+    What publishes there.
+
+    Args:
+        destination: As :func:`destination_of` found it.
+        private: A repository that is made is private, and a public one is refused.
+        pooled: Upload several files at once; not while an interpreter shuts down.
+    """
+    match destination:
+        case HubRepo(name):
+            from .sinks.hub_dataset import HubDataset
+
+            return HubDataset(name, is_private=private, pooled=pooled)
+        case Folder(path):
+            from .sinks.parquet_dir import ParquetDir
+
+            return ParquetDir(path)

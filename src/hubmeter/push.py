@@ -1,0 +1,144 @@
+"""
+Bring a dataset, or anything that flattens into one, to a destination.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import uuid
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from .convert import read_points
+from .errors import DecodeError
+from .run import begin_run
+from .schema import CONFIGS
+from .sealing import seal_segment
+from .settings import Settings, safe_name
+from .shard import Shard
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+MOST_FILES = 99
+MOST_BYTES = 256 * 2**20
+"""Of one commit, the card is one more file."""
+
+_MONTH = re.compile(r"\d{4}-\d\d")
+
+
+def shards_of(source: Path | bytes, settings: Settings) -> Iterator[list[Shard]]:
+    """
+    What *source* holds as shards, in groups for one commit each.
+
+    The same source makes the same shards: to push it again adds nothing.
+
+    Args:
+        source: Dataset folder, Parquet file of one config, or OTLP/JSON (a file or bytes).
+        settings: For what is flattened.
+
+    Raises:
+        DecodeError: It is none of these.
+    """
+    if isinstance(source, Path) and source.is_dir():
+        yield from _folder_shards(source)
+    elif isinstance(source, Path) and source.suffix == ".parquet":
+        yield [_file_shard(source)]
+    else:
+        yield [_flattened(source, settings)]
+
+
+def _folder_shards(folder: Path) -> Iterator[list[Shard]]:
+    """The files of a dataset folder, as they are."""
+    groups: dict[tuple[str, str], list[Path]] = defaultdict(list)
+    for config in CONFIGS:
+        for path in sorted(folder.glob(f"data/{config}/*/*.parquet")):
+            groups[path.parent.name, path.name].append(path)
+    if not groups:
+        raise DecodeError(
+            f"no hubmeter dataset in {folder}: expected data/<config>/<month>/*.parquet"
+        )
+    commit: list[Shard] = []
+    for paths in groups.values():
+        shard = _as_it_is(folder, paths)
+        if commit and _is_too_much([*commit, shard]):
+            yield commit
+            commit = []
+        commit.append(shard)
+    yield commit
+
+
+def _is_too_much(shards: Sequence[Shard]) -> bool:
+    files = [content for shard in shards for content in shard.files.values()]
+    return len(files) > MOST_FILES or sum(map(len, files)) > MOST_BYTES
+
+
+def _as_it_is(folder: Path, paths: Sequence[Path]) -> Shard:
+    """One shard of a dataset folder, byte for byte."""
+    tables = {path.parent.parent.name: _table(path) for path in paths}
+    return Shard(
+        name=paths[0].stem,
+        run_id=_run_id(next(iter(tables.values()))),
+        files={path.relative_to(folder).as_posix(): path.read_bytes() for path in paths},
+        rows=tables["default"].num_rows if "default" in tables else 0,
+        points=tables["points"].num_rows if "points" in tables else 0,
+    )
+
+
+def _file_shard(path: Path) -> Shard:
+    """A Parquet file from anywhere, at the place that a dataset has for it."""
+    content = path.read_bytes()
+    config, table = _recognized(path)
+    run_id, month = _run_id(table), str(table["timestamp"][0])[:7]
+    if not _MONTH.fullmatch(month):
+        raise DecodeError(f"{path}: its first row has no timestamp like 2026-01-31T...")
+    name = f"{safe_name(run_id)}-{hashlib.sha256(content).hexdigest()[:12]}"
+    files = {f"data/{config}/{month}/{name}.parquet": content}
+    shard = Shard(name=name, run_id=run_id, files=files, rows=0, points=0)
+    return replace(shard, **{"rows" if config == "default" else "points": table.num_rows})
+
+
+def _recognized(path: Path) -> tuple[str, pa.Table]:
+    """The config that a Parquet file has the columns of, and its rows."""
+    from .tables import read_parquet
+
+    for config in CONFIGS:
+        try:
+            table = read_parquet([path], config)
+        except DecodeError:
+            continue
+        return config, _filled(table, path)
+    raise DecodeError(f"{path} is no Parquet file with the columns of hubmeter's dataset")
+
+
+def _flattened(source: Path | bytes, settings: Settings) -> Shard:
+    content = source if isinstance(source, bytes) else source.read_bytes()
+    digest = hashlib.sha256(content).hexdigest()
+    run = begin_run(settings, 0)
+    # No random names: what names no run is named by what is in it.
+    run_id = settings.run_id or str(uuid.uuid5(uuid.NAMESPACE_OID, digest))
+    run = replace(run, run_id=run_id, process_id=digest[:12])
+    shard, _ = seal_segment(read_points(content), run)
+    if shard is None:
+        raise DecodeError("nothing to push: no data point has a time, or HUBMETER_POINTS is none")
+    return shard
+
+
+def _table(path: Path) -> pa.Table:
+    from .tables import read_parquet
+
+    return _filled(read_parquet([path], path.parent.parent.name), path)
+
+
+def _filled(table: pa.Table, path: Path) -> pa.Table:
+    if not table.num_rows:
+        raise DecodeError(f"{path} has no rows")
+    return table
+
+
+def _run_id(table: pa.Table) -> str:
+    return str(table["run_id"][0].as_py() or "run")

@@ -1,0 +1,374 @@
+"""
+Publish what ended processes left in a journal directory: each segment once.
+
+Safe beside live runs and beside another recovery: a segment is locked while it is
+worked on. Safe to repeat: names and bytes of a shard are frozen before the first try.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from .deadline import Deadline
+from .destinations import Destination, Sink, destination_of, sink_of
+from .errors import DecodeError
+from .journal import Claim, Replay, read_journal, segments
+from .ledger import Ledger, Points
+from .openings import START, Opening, as_json, from_json
+from .receipts import receipt_of, write_receipt
+from .records import TORN
+from .run import Run, working_folder
+from .sealed import read_sealed, sealed_path, write_sealed
+from .sealing import seal_segment
+from .settings import safe_name
+from .shard import Shard
+from .waiting import part_of, process_of, run_of
+
+MOST_FILES = 99
+MOST_BYTES = 256 * 2**20
+"""Of one commit: the Hub takes 100 files, one of them may be the card; and what memory holds."""
+
+MOST_CLAIMED = 196
+"""Segments that are locked at a time: each is an open file, and some systems allow 256."""
+
+PATIENCE_S, POLL_S = 0.5, 0.05
+"""For all segments together: whoever only looks at a journal has it for a moment."""
+
+LOST_HEADER = (
+    "its header is lost, so nobody knows its run and destination; choose one with --to,"
+    " in a journal directory of its own if need be"
+)
+NOT_OURS = "this user may not write it: recover it as the user who ran the program"
+NEWER = "newer version"
+DAMAGED = "damaged"
+"""Folder for journals that had unreadable records, after the others were published."""
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Found:
+    """
+    A claimed segment that can be published.
+
+    Attributes:
+        shard: Without its bytes if they are on disk, or if nobody will publish it; None if
+            there is nothing to publish.
+        size_bytes: Of the Parquet files.
+    """
+
+    path: Path
+    run: Run
+    destination: Destination
+    shard: Shard | None
+    size_bytes: int
+    is_damaged: bool
+
+    @property
+    def files(self) -> int:
+        """Parquet files: one for each config that has rows."""
+        return 0 if self.shard is None else bool(self.shard.rows) + bool(self.shard.points)
+
+
+@dataclass(slots=True)
+class Recovery:
+    """
+    What a recovery did, or would do.
+
+    Attributes:
+        published: Segments that arrived.
+        kept: Segments whose destination did not take them; they stay in the journal.
+        failures: One sentence for each destination that failed.
+        left: Segments that cannot be published or removed, with the reason.
+        live: How many segments belong to running processes.
+        damage: What could not be read, one sentence each.
+    """
+
+    published: list[Found] = field(default_factory=list)
+    kept: list[Found] = field(default_factory=list)
+    failures: list[str] = field(default_factory=list)
+    left: list[tuple[Path, str]] = field(default_factory=list)
+    live: int = 0
+    damage: list[str] = field(default_factory=list)
+
+
+def recover(
+    folder: Path,
+    *,
+    to: str | None = None,
+    process_id: str | None = None,
+    is_rehearsal: bool = False,
+    budget_s: float = 600.0,
+    say: Say = print,
+) -> Recovery:
+    """
+    Publish everything in *folder* whose process has ended.
+
+    Args:
+        folder: Journal directory.
+        to: Destination instead of those that the runs had.
+        process_id: Only the segments of that process.
+        is_rehearsal: Read and count, but write and publish nothing.
+        budget_s: Seconds for each commit.
+        say: Is told about the progress.
+    """
+    result = Recovery()
+    reader = _Reader(to, result, say, is_rehearsal=is_rehearsal)
+    publisher = _Publisher(budget_s, result, say)
+    wanted = [path for path in segments(folder) if process_id in (None, process_of(path))]
+    for first in range(0, len(wanted), MOST_CLAIMED):
+        with ExitStack() as claims:
+            some = wanted[first : first + MOST_CLAIMED]
+            claimed = [path for path in some if reader.claim(path, claims)]
+            found = [one for path in claimed if (one := reader.read(path)) is not None]
+            if is_rehearsal:
+                result.published += found
+            else:
+                for commit in _commits(found):
+                    publisher.publish(commit)
+    return result
+
+
+class _Reader:
+    """Claims and seals segments, in order: a segment starts from the totals of the one before."""
+
+    def __init__(self, to: str | None, result: Recovery, say: Say, *, is_rehearsal: bool) -> None:
+        self._to = to
+        self._result = result
+        self._say = say
+        self._is_rehearsal = is_rehearsal
+        self._patience = Deadline.after(PATIENCE_S)
+        self._held: set[str] = set()  # processes
+        self._closings: dict[str, Opening] = {}
+
+    def claim(self, path: Path, claims: ExitStack) -> bool:
+        """Whether the segment at *path* is ours now; its totals may hang on one that is not."""
+        process_id = process_of(path)
+        claim = None if process_id in self._held else self._taken(path)
+        if claim is not None:
+            claims.enter_context(claim)
+        elif path.exists() and not _is_writable(path):
+            self._result.left.append((path, NOT_OURS))
+        elif path.exists():  # else another recovery was faster
+            self._result.live += 1
+            self._held |= {process_id} - {""}
+        return claim is not None
+
+    def _taken(self, path: Path) -> Claim | None:
+        claim = Claim.take(path)
+        while claim is None and _is_writable(path) and not self._patience.is_over():
+            time.sleep(min(POLL_S, self._patience.remaining_s()))
+            claim = Claim.take(path)
+        return claim
+
+    def read(self, path: Path) -> Found | None:
+        """What can be published of the claimed segment at *path*, or None and a reason."""
+        self._say(f"reading {path.stem}")
+        try:
+            replay = read_journal(path)
+        except OSError as error:
+            self._result.left.append((path, error.strerror or str(error)))
+            return None
+        run = run_of(replay) or (_stranger(path) if self._to or _is_void(replay) else None)
+        if run is None:
+            self._result.left.append((path, _why_not(replay)))
+            return None
+        damage = [one for one in replay.contents.damage if one.reason != TORN]
+        self._result.damage += [f"{path.name}: {one.reason}, {one.size} bytes at {one.offset}"
+                                for one in damage]  # fmt: skip
+        process_id = process_of(path) or path.stem
+        before = self._closings.get(process_id)
+        shard, closing = _sealed(path, replay, run, before, is_kept=not self._is_rehearsal)
+        self._closings[process_id] = closing
+        size_bytes = _size(path, shard)
+        if shard is not None and self._is_rehearsal:
+            shard = replace(shard, files={})
+        run_id = shard.run_id if shard else run.run_id
+        base = run.base if self._to is None else working_folder()
+        return Found(
+            path=path,
+            run=run,
+            destination=destination_of(self._to or run.to, run_id, base),
+            shard=shard,
+            size_bytes=size_bytes,
+            is_damaged=bool(damage),
+        )
+
+
+def _is_writable(path: Path) -> bool:
+    return os.access(path, os.R_OK | os.W_OK)
+
+
+def _is_void(replay: Replay) -> bool:
+    """Nothing in it can ever be published: no batch, and no version that we do not know."""
+    is_newer = any(NEWER in damage.reason for damage in replay.contents.damage)
+    return not replay.contents.batches and not is_newer
+
+
+def _why_not(replay: Replay) -> str:
+    newer = next((d.reason for d in replay.contents.damage if NEWER in d.reason), None)
+    return f"{newer}; upgrade hubmeter, then recover again" if newer else LOST_HEADER
+
+
+def _sealed(
+    path: Path, replay: Replay, run: Run, before: Opening | None, *, is_kept: bool
+) -> tuple[Shard | None, Opening]:
+    """The shard that is sealed on disk, or else one made from the journal."""
+    with suppress(OSError, DecodeError):  # damaged, or not there
+        shard, closing = read_sealed(sealed_path(path))
+        return replace(shard, files={}), from_json(closing)
+    notes = replay.contents.notes
+    made, ending = seal_segment(
+        _points(replay),
+        run,
+        _opening(notes, before),
+        part=part_of(replay),
+        empty_run_unix_nano=_empty_run(replay, run),
+        lost=_lost(notes),
+    )
+    if made is not None and is_kept:
+        with suppress(OSError):  # then the bytes stay in memory
+            write_sealed(sealed_path(path), made, as_json(ending))
+            made = replace(made, files={})
+    return made, ending
+
+
+def _points(replay: Replay) -> Points:
+    ledger = Ledger()
+    for packed in replay.contents.batches:
+        ledger.append(packed)
+    return ledger.snapshot()
+
+
+def _opening(notes: Mapping[str, Any], before: Opening | None) -> Opening:
+    with suppress(DecodeError):
+        if "opening" in notes:
+            return from_json(notes["opening"])
+    return before or START
+
+
+def _empty_run(replay: Replay, run: Run) -> int | None:
+    """When a run without rows gets its one row; a killed run gets it too, if it had points."""
+    if replay.has_ended:
+        time_unix_nano = _end(replay.contents.notes).get("empty_run_unix_nano")
+        return time_unix_nano if isinstance(time_unix_nano, int) else None
+    if part_of(replay) or not replay.contents.batches:
+        return None
+    return run.started_unix_nano
+
+
+def _lost(notes: Mapping[str, Any]) -> dict[str, int]:
+    """Reason to number of points that were received but not kept; in the end, or one by one."""
+    lost = _end(notes).get("lost") or notes.get("rejected")
+    counts = lost if isinstance(lost, Mapping) else {}
+    return {reason: n for reason, n in counts.items() if isinstance(n, int) and n > 0}
+
+
+def _end(notes: Mapping[str, Any]) -> Mapping[str, Any]:
+    end = notes.get("end")
+    return end if isinstance(end, Mapping) else {}
+
+
+def _stranger(path: Path) -> Run:
+    """A run of which only the points are known. Its name is that of the file: they differ."""
+    return Run(
+        run_id=f"recovered-{path.stem}",
+        process_id=safe_name(path.stem),
+        started_unix_nano=time.time_ns(),
+        to="",
+        base="",
+    )
+
+
+def _size(path: Path, shard: Shard | None) -> int:
+    if shard is None or shard.files:
+        return sum(map(len, shard.files.values())) if shard else 0
+    return sealed_path(path).stat().st_size
+
+
+def _commits(found: Sequence[Found]) -> Iterator[list[Found]]:
+    """Groups for one destination each, as large as a commit may be."""
+    groups: dict[tuple[Destination, bool], list[Found]] = defaultdict(list)
+    for one in found:
+        groups[one.destination, one.run.private].append(one)
+    for group in groups.values():
+        commit: list[Found] = []
+        files = size_bytes = 0
+        for one in group:
+            is_full = files + one.files > MOST_FILES or size_bytes + one.size_bytes > MOST_BYTES
+            if commit and is_full:
+                yield commit
+                commit, files, size_bytes = [], 0, 0
+            commit.append(one)
+            files, size_bytes = files + one.files, size_bytes + one.size_bytes
+        yield commit
+
+
+class _Publisher:
+    """Publishes commits. A destination that failed is not asked again."""
+
+    def __init__(self, budget_s: float, result: Recovery, say: Say) -> None:
+        self._budget_s = budget_s
+        self._result = result
+        self._say = say
+        self._sinks: dict[tuple[Destination, bool], Sink | None] = {}
+
+    def publish(self, commit: list[Found]) -> None:
+        """Publish and remove the segments in *commit*, or keep them all."""
+        filled = [one for one in commit if one.shard is not None]
+        if filled and not self._has_taken(filled):
+            self._result.kept += filled
+            return
+        # The last part first: if we are killed now, those that stay have their totals.
+        for one in reversed(commit):
+            try:
+                _finish(one)
+            except OSError as error:
+                why = f"published, but it cannot be removed: {error.strerror or error}"
+                self._result.left.append((one.path, why))
+        self._result.published += commit
+
+    def _has_taken(self, filled: list[Found]) -> bool:
+        destination, is_private = filled[0].destination, filled[0].run.private
+        key = destination, is_private
+        if key not in self._sinks:
+            self._sinks[key] = sink_of(destination, private=is_private, pooled=True)
+        sink = self._sinks[key]
+        if sink is None:
+            return False
+        most = f"for {self._budget_s:g} s at most"
+        self._say(f"publishing {len(filled)} segments to {destination}, {most}")
+        try:
+            sink.publish([_loaded(one) for one in filled], Deadline.after(self._budget_s))
+        except OSError as error:  # all that sinks and sealed files raise
+            self._result.failures.append(str(error))
+            self._sinks[key] = None
+            return False
+        return True
+
+
+def _loaded(one: Found) -> Shard:
+    assert one.shard is not None
+    return one.shard if one.shard.files else read_sealed(sealed_path(one.path))[0]
+
+
+def _finish(one: Found) -> None:
+    """The receipt stays; a damaged journal too, beside the others."""
+    if one.shard is not None:
+        receipt = receipt_of(one.path.stem, one.shard, str(one.destination), time.time_ns())
+        write_receipt(one.path.parent, receipt)
+    # Without its journal nobody would ever look for it.
+    sealed_path(one.path).unlink(missing_ok=True)
+    if one.is_damaged:
+        kept = one.path.parent / DAMAGED / one.path.name
+        kept.parent.mkdir(exist_ok=True)
+        one.path.replace(kept)
+    else:
+        one.path.unlink(missing_ok=True)

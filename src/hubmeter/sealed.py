@@ -1,0 +1,131 @@
+"""
+A sealed shard as one file beside its journal: a zip that anybody can open.
+
+What is inside is read, never extracted; its paths are not trusted.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import zipfile
+import zlib
+from collections.abc import Mapping
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from .errors import JournalError
+from .shard import Shard
+from .whole_files import write_whole
+
+FORMAT = 1
+MANIFEST = "manifest.json"
+
+# What zipfile raises about files that are damaged, or no zip.
+_DAMAGED = (zipfile.BadZipFile, zlib.error, KeyError, TypeError, ValueError, AttributeError,
+            EOFError, NotImplementedError, OverflowError, RuntimeError)  # fmt: skip
+
+
+def sealed_path(journal: Path) -> Path:
+    """Where the sealed shard of the journal at *journal* is."""
+    return journal.with_suffix(".sealed")
+
+
+def write_sealed(path: Path, shard: Shard, closing: Any = None) -> None:
+    """
+    Write *shard* and *closing*, any JSON, to *path*; equal shards give equal bytes.
+
+    Raises:
+        JournalError: What was there before still is.
+    """
+    try:
+        write_whole({path: _packed(shard, closing)})
+    except OSError as error:
+        raise JournalError(
+            f"cannot write {path}: {error.strerror or error}. Free some space there; the journal"
+            " beside it has the points"
+        ) from error
+
+
+def read_sealed(path: Path) -> tuple[Shard, Any]:
+    """
+    What :func:`write_sealed` wrote to *path*.
+
+    Raises:
+        JournalError: It is damaged, or written by a newer version.
+        OSError: It cannot be read, or is not there.
+    """
+    content = path.read_bytes()
+    try:
+        return _unpacked(content)
+    except _DAMAGED as error:
+        raise JournalError(
+            f"{path} is damaged: {error}. Remove it: it is made again from the journal beside it"
+        ) from error
+
+
+def remove(path: Path) -> None:
+    """
+    Remove the file at *path*, if it is there.
+
+    Raises:
+        OSError: It cannot be removed.
+    """
+    path.unlink(missing_ok=True)
+
+
+def _packed(shard: Shard, closing: Any) -> bytes:
+    manifest = {
+        "format": FORMAT,
+        "name": shard.name,
+        "run_id": shard.run_id,
+        "files": list(shard.files),
+        "rows": shard.rows,
+        "points": shard.points,
+        "received": shard.received,
+        "rejected": dict(shard.rejected),
+        "closing": closing,
+    }
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_STORED) as archive:
+        archive.writestr(zipfile.ZipInfo(MANIFEST), json.dumps(manifest))
+        for path, content in shard.files.items():
+            archive.writestr(zipfile.ZipInfo(path), content)
+    return buffer.getvalue()
+
+
+def _unpacked(content: bytes) -> tuple[Shard, Any]:
+    with zipfile.ZipFile(io.BytesIO(content)) as archive:
+        manifest = json.loads(_member(archive, MANIFEST))
+        if manifest["format"] != FORMAT:
+            raise ValueError(f"format {manifest['format']}, written by a newer version")
+        files = {path: _member(archive, _safe(path)) for path in manifest["files"]}
+    return _shard(manifest, files), manifest["closing"]
+
+
+def _shard(manifest: Mapping[str, Any], files: Mapping[str, bytes]) -> Shard:
+    return Shard(
+        name=str(manifest["name"]),
+        run_id=str(manifest["run_id"]),
+        files=files,
+        rows=int(manifest["rows"]),
+        points=int(manifest["points"]),
+        received=int(manifest["received"]),
+        rejected={str(reason): int(n) for reason, n in manifest["rejected"].items()},
+    )
+
+
+def _member(archive: zipfile.ZipFile, path: str) -> bytes:
+    """The bytes of a member, whose checksum zipfile compares."""
+    found = archive.getinfo(path)
+    if found.compress_type != zipfile.ZIP_STORED:  # nothing here can unfold to more than it is
+        raise ValueError(f"{path!r} is compressed")
+    return archive.read(found)
+
+
+def _safe(path: str) -> str:
+    """*path* if it stays inside a dataset; it becomes a path there, or in a folder."""
+    parts = PurePosixPath(path).parts
+    if not parts or path.startswith("/") or ".." in parts or set(path) & set("\\:\0"):
+        raise ValueError(f"the path {path!r} leads out of the dataset")
+    return path

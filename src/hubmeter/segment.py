@@ -1,0 +1,214 @@
+"""
+A segment: a stretch of a run, in memory and in its journal, on its way to a shard.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections import Counter
+from dataclasses import replace
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+from .errors import JournalError
+from .journal import Claim, Journal
+from .ledger import Ledger, Packed, Points
+from .openings import START, Opening, as_json
+from .receipts import receipt_of, write_receipt
+from .run import Run
+from .run import as_json as run_as_json
+from .sealed import read_sealed, sealed_path, write_sealed
+from .sealing import seal_segment
+from .shard import Shard
+
+log = logging.getLogger(__name__)
+
+
+class Segment:
+    """
+    Takes points until it is ended, then becomes a shard. Not thread safe.
+
+    The journal file is made with the first point. If that is not possible the points
+    are in memory only, which is logged once.
+
+    Args:
+        part: Number of the segment within run and process.
+        folder: Journal directory; None for memory only.
+        first_batch: Number of the first batch, so that batches stay in order across segments.
+    """
+
+    def __init__(
+        self, run: Run, part: int, folder: Path | None, *, fsync: bool = False, first_batch: int = 0
+    ) -> None:
+        self.run = run
+        self.part = part
+        self.ledger = Ledger(first_batch)
+        self.opening = START
+        self.lost: Counter[str] = Counter()
+        self._shard: Shard | None = None
+        self._received = 0
+        self._folder = folder
+        self._fsync = fsync
+        self._journal: Journal | None = None
+        self._claim: Claim | None = None
+        self._empty_run_unix_nano: int | None = None
+        self._is_sealed = False
+
+    @property
+    def name(self) -> str:
+        """File name without suffix; names sort by run, process and part."""
+        started = datetime.fromtimestamp(self.run.started_unix_nano // 10**9, timezone.utc)
+        return f"{started:%Y%m%dT%H%M%SZ}-{self.run.process_id}-{self.part:04d}"
+
+    @property
+    def is_empty(self) -> bool:
+        return not self.received
+
+    @property
+    def received(self) -> int:
+        """Data points that were taken, also those that are in no table."""
+        skipped = sum(self.ledger.skipped.values())
+        return self._received + self.ledger.points + skipped + sum(self.lost.values())
+
+    @property
+    def rejected(self) -> int:
+        """Data points that are in no table. Known once it is sealed."""
+        return self.received - (0 if self._shard is None else self._shard.published)
+
+    @property
+    def is_journaled(self) -> bool:
+        return self._journal is not None
+
+    @property
+    def bytes_stored(self) -> int:
+        """What the segment has on disk."""
+        return 0 if self._journal is None else self._journal.size_bytes
+
+    def take(self, packed: Packed) -> None:
+        """
+        Take a batch. When this returns, its points survive the process.
+
+        Raises:
+            JournalError: They do not, but are in memory.
+        """
+        journal = self._journal or self._open()
+        try:
+            if journal is not None:
+                journal.append(packed)
+        finally:
+            self.ledger.append(packed)
+
+    def continue_from(self, opening: Opening) -> None:
+        """Totals that the run had before this segment; known once the one before is sealed."""
+        self.opening = opening
+        self._note("opening", as_json(opening))
+
+    def count_lost(self, reason: str, points: int) -> None:
+        """Points that were received are not kept; this segment accounts for them."""
+        self.lost[reason] += points
+
+    def end(self, empty_run_unix_nano: int | None = None) -> None:
+        """
+        Nothing follows. A run without rows gets one with the time *empty_run_unix_nano*.
+        """
+        if empty_run_unix_nano is not None:
+            self._open()
+        self._empty_run_unix_nano = empty_run_unix_nano
+        self._note("end", {"empty_run_unix_nano": empty_run_unix_nano, "lost": dict(self.lost)})
+
+    def seal(self, opening: Opening) -> Opening:
+        """Freeze the shard, in memory and beside the journal; returns the closing totals."""
+        if self._is_sealed:
+            return opening
+        self._shard, closing = seal_segment(
+            self.points(),
+            self.run,
+            opening,
+            part=self.part,
+            empty_run_unix_nano=self._empty_run_unix_nano,
+            lost=self.lost,
+        )
+        self._is_sealed = True
+        if self._journal is not None and self._shard is not None:
+            try:
+                write_sealed(sealed_path(self._journal.path), self._shard, as_json(closing))
+            except OSError as error:  # the journal has the points
+                log.debug("hubmeter: %s is not sealed on disk: %s", self.name, error)
+            else:
+                self._shard = replace(self._shard, files={})
+        return closing
+
+    def shard(self) -> Shard | None:
+        """
+        What was sealed, with its bytes; None if there is nothing to publish.
+
+        Raises:
+            JournalError: Somebody damaged the file.
+        """
+        if self._shard is None or self._shard.files or self._journal is None:
+            return self._shard
+        return read_sealed(sealed_path(self._journal.path))[0]
+
+    def forget_points(self) -> None:
+        """Free the memory: the shard has them."""
+        self._received = self.received - sum(self.lost.values())
+        self.ledger = Ledger(self.ledger.batches)
+
+    def points(self) -> Points:
+        """The points so far, as a copy."""
+        return self.ledger.snapshot()
+
+    def release(self) -> None:
+        """Let a recovery have the journal."""
+        if self._journal is not None:
+            self._journal.close()
+        if self._claim is not None:
+            self._claim.release()
+            self._claim = None
+
+    def reclaim(self) -> bool:
+        """Take the journal again after :meth:`release`; False if a recovery was faster."""
+        if self._journal is None or self._journal.is_open:
+            return True
+        self._claim = Claim.take(self._journal.path)
+        return self._claim is not None
+
+    def finish(self, destination: str) -> None:
+        """The shard has arrived: only the receipt stays."""
+        if self._journal is None:
+            return
+        if self._shard is not None and self._folder is not None:
+            receipt = receipt_of(self.name, self._shard, destination, time.time_ns())
+            write_receipt(self._folder, receipt)
+        self.discard()
+
+    def discard(self) -> None:
+        """Remove what is on disk."""
+        if self._journal is not None:
+            sealed_path(self._journal.path).unlink(missing_ok=True)
+            self._journal.discard()
+        self.release()
+
+    def _open(self) -> Journal | None:
+        if self._journal is not None or self._folder is None:
+            return self._journal
+        try:
+            header = {"run": run_as_json(self.run), "part": self.part}
+            self._journal = Journal.create(self._folder, self.name, header, fsync=self._fsync)
+        except JournalError as error:
+            log.warning("hubmeter: %s. Until the run is published it is in memory only", error)
+            self._folder = None
+            return None
+        if self.opening is not START:
+            self._note("opening", as_json(self.opening))
+        return self._journal
+
+    def _note(self, kind: str, value: Any) -> None:
+        if self._journal is None:
+            return
+        try:
+            self._journal.note(kind, value)
+        except JournalError as error:
+            log.debug("hubmeter: no note %s in the journal: %s", kind, error)

@@ -1,0 +1,91 @@
+"""
+Which runs wait in a journal directory: their process has ended, and they are not published.
+"""
+
+from __future__ import annotations
+
+import time
+from contextlib import suppress
+from pathlib import Path
+
+from .deadline import Deadline
+from .errors import DecodeError
+from .gpus import owner_of
+from .journal import Claim, Replay, peek, segments
+from .run import Run, from_json
+from .text import printable
+
+NAMED = 3
+"""Runs that a message names; the others are counted."""
+
+LONGEST_WAIT_S, POLL_S = 600.0, 0.2
+
+
+def waiting_runs(folder: Path) -> list[str]:
+    """Runs that wait in *folder*, each once; those of live processes do not."""
+    runs: dict[str, None] = {}
+    with suppress(OSError):  # nobody can read the folder: others say so
+        for path in segments(folder):
+            claim = Claim.take(path)
+            if claim is not None:
+                with claim, suppress(OSError):
+                    runs[_run_id(path)] = None
+    return list(runs)
+
+
+def waiting_text(folder: Path) -> str:
+    """One sentence about what waits in *folder*; empty if nothing does."""
+    runs = waiting_runs(folder)
+    if not runs:
+        return ""
+    named = ", ".join(printable(run) for run in runs[:NAMED])
+    others = f" and {len(runs) - NAMED} more" if len(runs) > NAMED else ""
+    waits = "runs wait" if len(runs) > 1 else "run waits"
+    return f"{len(runs)} earlier {waits} to be published ({named}{others})"
+
+
+def run_of(replay: Replay) -> Run | None:
+    """The run that a journal says it belongs to; None if its header is lost."""
+    try:
+        return from_json((replay.header or {}).get("run"))
+    except DecodeError:
+        return None
+
+
+def _run_id(path: Path) -> str:
+    """As far as the beginning of the journal tells it; else its name."""
+    replay = peek(path)
+    run = run_of(replay)
+    default = run.run_id if run else path.stem
+    series = next((b.layout.series[0] for b in replay.contents.batches if b.values), None)
+    return (owner_of(series, default)[0] if series else None) or default
+
+
+def part_of(replay: Replay) -> int:
+    """Number of the segment."""
+    part = (replay.header or {}).get("part")
+    return part if isinstance(part, int) and part >= 0 else 0
+
+
+def process_of(path: Path) -> str:
+    """The process id in the name of a journal."""
+    parts = path.stem.split("-")
+    return parts[-2] if len(parts) >= 3 else ""
+
+
+def wait_for(folder: Path, process_id: str) -> None:
+    """Return when no segment of that process is in live hands any more, or after a while."""
+    deadline = Deadline.after(LONGEST_WAIT_S)
+    while not deadline.is_over():
+        mine = [path for path in segments(folder) if process_of(path) == process_id]
+        if all(_is_free(path) for path in mine):
+            return
+        time.sleep(POLL_S)
+
+
+def _is_free(path: Path) -> bool:
+    claim = Claim.take(path)
+    if claim is None:
+        return not path.exists()
+    claim.release()
+    return True
