@@ -15,6 +15,7 @@ sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1] / "tes
 import exporting
 import memory
 import parquet
+import publishing
 import sampling
 import starting
 from report import Result, table
@@ -25,6 +26,7 @@ MEASUREMENTS: tuple[Callable[[], Iterator[Result]], ...] = (
     parquet.measure,
     starting.measure,
     sampling.measure,
+    publishing.measure,
 )
 
 

@@ -10,8 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from hubmeter.deadline import Deadline
 from hubmeter.decode.otlp_json import JsonDecoder
-from hubmeter.pipeline import Deadline, Pipeline
+from hubmeter.pipeline import Pipeline
 from hubmeter.settings import load_settings
 
 COLLECTIONS = 917

@@ -360,7 +360,7 @@ def test_doctor_fails_if_the_destination_cannot_be_written(tmp_path: Path) -> No
     An error, what to do, and exit code 1; the same as JSON.
     """
     (tmp_path / "file").write_text("not a folder")
-    code, out, _ = run("doctor", "--format", "json", cwd=tmp_path, HUBMETER_TO="file/data")
+    code, out, _ = run("doctor", "--format", "json", cwd=tmp_path, HUBMETER_TO="./file/data")
 
     [found] = [f for f in json.loads(out)["findings"] if f["subject"] == "destination"]
     assert (code, found["state"]) == (1, "error")
@@ -385,7 +385,7 @@ def test_doctor_reads_the_gpus_of_the_driver(standin_library: Path, tmp_path: Pa
     assert "fan_speed_percent" in out
 
 
-@pytest.mark.parametrize("to", ["{date}/{run_id}", "~/demo", "sp ace/ü"])
+@pytest.mark.parametrize("to", ["./{date}/{run_id}", "~/demo", "sp ace/ü"])
 def test_demo_finds_its_dataset_wherever_it_is(tmp_path: Path, to: str) -> None:
     """
     Placeholders, a home folder and spaces are followed, and the printed command works.

@@ -8,9 +8,12 @@ import re
 import shlex
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+from loopback_hub import LoopbackHub
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -18,6 +21,10 @@ BLOCKS = re.findall(r"^```(sh|python)\n(.*?)^```", README, re.DOTALL | re.MULTIL
 
 AGENT = """
 from opentelemetry import metrics
+from opentelemetry.sdk.metrics import MeterProvider
+if not isinstance(metrics.get_meter_provider(), MeterProvider):  # not auto-instrumented
+    from hubmeter import gpu_meter_provider
+    metrics.set_meter_provider(gpu_meter_provider())
 metrics.get_meter("agent").create_counter("steps").add(3)
 """
 
@@ -45,19 +52,26 @@ METRICS = {
 }
 
 
+@pytest.fixture(name="hub", scope="module")
+def _hub() -> Iterator[LoopbackHub]:
+    with LoopbackHub() as hub:
+        yield hub
+
+
 @pytest.fixture(name="folder", scope="module")
-def _folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def _folder(tmp_path_factory: pytest.TempPathFactory, hub: LoopbackHub) -> Path:
     folder = tmp_path_factory.mktemp("reader")
     (folder / "agent.py").write_text(AGENT)
     (folder / "metrics.json").write_text(json.dumps(METRICS))
+    (folder / "environment.json").write_text(json.dumps(hub.environment(folder / "home")))
     return folder
 
 
 def execute(command: list[str], folder: Path) -> str:
     env = {
         **os.environ,
+        **json.loads((folder / "environment.json").read_text()),
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
-        "HF_HUB_OFFLINE": "1",
         "HF_DATASETS_CACHE": str(folder / "cache"),
     }
     done = subprocess.run(
@@ -97,10 +111,11 @@ def test_an_example_of_the_readme_runs(number: int, folder: Path) -> None:
             execute(["sh", "-ec", command], folder)
 
 
-def test_the_examples_left_what_they_promise(folder: Path) -> None:
+def test_the_examples_left_what_they_promise(folder: Path, hub: LoopbackHub) -> None:
     """
-    The recorded runs and the flattened file can be opened.
+    The recorded runs and the flattened file can be opened; what was pushed is on the Hub.
     """
+    assert len(hub.repo("me/run-metrics").commits) == 2  # an agent, and a file
     from hubmeter import open_dataset
 
     assert open_dataset(folder / "my-runs").num_rows >= 1
@@ -119,8 +134,8 @@ def test_the_readme_names_every_setting_and_command() -> None:
 
     for setting in SETTINGS:
         assert setting.variable in README
-    for command in main.commands:
-        assert f"hubmeter {command}" in README
+    for name, command in main.commands.items():
+        assert command.hidden or f"hubmeter {name}" in README
 
 
 def test_the_architecture_names_every_module() -> None:

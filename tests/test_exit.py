@@ -368,7 +368,7 @@ assert exporter.table("points").num_rows == 1000
 
     assert (ended.returncode, ended.stdout) == (0, "")
     [line] = ended.stderr.splitlines()
-    assert line.endswith("a folder with room and write access")
+    assert line.endswith("Nothing is lost, the run is in the journal: hubmeter recover")
     assert "File too large" in line
     assert [path for path in (tmp_path / "data").rglob("*") if path.is_file()] == []
 

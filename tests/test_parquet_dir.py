@@ -16,12 +16,15 @@ import pytest
 import yaml
 
 from hubmeter import HubMetricExporter, open_dataset
+from hubmeter.deadline import Deadline
 from hubmeter.errors import DecodeError, PublishError
 from hubmeter.schema import CONFIGS, DEFAULT
 from hubmeter.shard import Shard
 from hubmeter.sinks.parquet_dir import ParquetDir
 from hubmeter.tables import arrow_schema
 from observed import HEAD, Machine, column, leftovers, shards, undisturbed  # noqa: F401
+
+SOON = Deadline.after(3600)
 
 
 @pytest.fixture(name="folder")
@@ -41,9 +44,8 @@ def publish(folder: Path, *watts: float, run_id: str = "r1", steps: int = 0) -> 
 
 def shard(name: str, size: int = 10) -> Shard:
     """A shard of which the sink needs to know nothing but its bytes."""
-    return Shard(
-        name=name, files={f"data/default/2025-01/{name}.parquet": bytes(size)}, rows=1, points=0
-    )
+    files = {f"data/default/2025-01/{name}.parquet": bytes(size)}
+    return Shard(name=name, run_id="r", files=files, rows=1, points=0)
 
 
 def configs(folder: Path) -> list[str]:
@@ -149,7 +151,9 @@ def test_a_reader_never_sees_half_a_file(folder: Path) -> None:
     """While others publish, every file of that name is whole, and so is the card."""
     sink, size = ParquetDir(folder), 200_000
     with ThreadPoolExecutor(2) as pool:
-        done = [pool.submit(sink.publish, shard(f"s{number}", size)) for number in range(30)]
+        done = [
+            pool.submit(sink.publish, [shard(f"s{number}", size)], SOON) for number in range(30)
+        ]
         while not all(one.done() for one in done):
             assert {path.stat().st_size for path in shards(folder)} <= {size}
             if (folder / "README.md").exists():
@@ -161,9 +165,9 @@ def test_a_reader_never_sees_half_a_file(folder: Path) -> None:
 def test_publishing_again_changes_nothing(folder: Path) -> None:
     """A repetition writes the same bytes under the same names."""
     sink = ParquetDir(folder)
-    sink.publish(shard("s"))
+    sink.publish([shard("s")], SOON)
     before = sorted((path, path.read_bytes()) for path in folder.rglob("*") if path.is_file())
-    sink.publish(shard("s"))
+    sink.publish([shard("s")], SOON)
 
     assert sorted((p, p.read_bytes()) for p in folder.rglob("*") if p.is_file()) == before
 
@@ -172,11 +176,13 @@ def test_a_killed_process_leaves_no_half_file(folder: Path, tmp_path: Path) -> N
     """What SIGKILL interrupts has another name, which no reader looks at."""
     code = """
 from pathlib import Path
+from hubmeter.deadline import Deadline
 from hubmeter.shard import Shard
 from hubmeter.sinks.parquet_dir import ParquetDir
 for number in range(1000):
     files = {f"data/default/2025-01/{number}.parquet": bytes(1_000_000)}
-    ParquetDir(Path("data")).publish(Shard(name=str(number), files=files, rows=1, points=0))
+    shard = Shard(name=str(number), run_id="r", files=files, rows=1, points=0)
+    ParquetDir(Path("data")).publish([shard], Deadline.after(30))
 """
     (tmp_path / "program.py").write_text(code)
     process = subprocess.Popen([sys.executable, "program.py"])
@@ -197,10 +203,10 @@ def test_nothing_is_there_if_one_of_the_files_cannot_be_written(folder: Path) ->
     (folder / "data" / "points").write_text("in the way")
     files = {f"data/{config}/2025-01/s.parquet": b"x" for config in CONFIGS}
 
-    with pytest.raises(
-        PublishError, match=r"^3 rows not written to .*: .*exporter\.table\(\)"
-    ) as error:
-        ParquetDir(folder).publish(Shard(name="s", files=files, rows=3, points=1))
+    with pytest.raises(PublishError, match=r"^3 rows not written to .*: .*HUBMETER_TO") as error:
+        ParquetDir(folder).publish(
+            [Shard(name="s", run_id="r", files=files, rows=3, points=1)], SOON
+        )
 
     assert isinstance(error.value.__cause__, OSError)
     assert [path.name for path in folder.rglob("*") if path.is_file()] == ["points"]
@@ -211,11 +217,11 @@ def test_a_card_that_cannot_be_written_does_not_cost_the_rows(folder: Path) -> N
     sink = ParquetDir(folder)
     (folder / "README.md").mkdir(parents=True)
     with pytest.raises(PublishError, match=r"1 rows are in .*, but README\.md"):
-        sink.publish(shard("s"))
+        sink.publish([shard("s")], SOON)
     assert len(shards(folder)) == 1
 
     (folder / "README.md").rmdir()
-    sink.publish(shard("t"))
+    sink.publish([shard("t")], SOON)
     assert "2 files" in (folder / "README.md").read_text()
 
 

@@ -4,6 +4,7 @@ import math
 import re
 import threading
 import time
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -13,9 +14,10 @@ import pytest
 
 from hubmeter import errors
 from hubmeter.batch import PointBatch
+from hubmeter.deadline import Deadline
 from hubmeter.decode.sdk_objects import SdkDecoder
-from hubmeter.errors import PublishError
-from hubmeter.pipeline import Deadline, Pipeline
+from hubmeter.errors import PublishError, PublishUnavailable
+from hubmeter.pipeline import Counts, Pipeline
 from hubmeter.settings import Settings, load_settings
 from hubmeter.shard import Shard, seal
 from hubmeter.tables import arrow_schema
@@ -29,10 +31,10 @@ class Shelf:
         self.shards: list[Shard] = []
         self.is_full = False
 
-    def publish(self, shard: Shard) -> None:
+    def publish(self, shards: Sequence[Shard], deadline: Deadline) -> None:
         if self.is_full:
-            raise PublishError("the shelf is full")
-        self.shards.append(shard)
+            raise PublishUnavailable("the shelf is full")
+        self.shards += shards
 
 
 def batches(*watts: float) -> list[PointBatch]:
@@ -62,7 +64,7 @@ def test_a_run_is_one_shard_at_its_destination() -> None:
 
 
 def test_a_destination_that_refuses_leaves_the_rows_readable() -> None:
-    """The error comes out, once, and the table stays."""
+    """The error comes out, the table stays, and closing again tries again."""
     shelf = Shelf()
     shelf.is_full = True
     pipeline = Pipeline(Settings(), sink=shelf)
@@ -70,13 +72,18 @@ def test_a_destination_that_refuses_leaves_the_rows_readable() -> None:
         pipeline.consume(batch)
     with pytest.raises(PublishError, match="the shelf is full"):
         pipeline.close(soon())
+    assert (pipeline.unpublished(), pipeline.counts().stored) == (1, 2)
+    shelf.is_full = False
+    pipeline.close(soon())
     pipeline.close(soon())
 
+    assert [shard.rows for shard in shelf.shards] == [2]
     assert pipeline.table()["gpu_power_watts"].to_pylist() == [1, 2]
+    assert pipeline.counts() == Counts(received=2, stored=0, published=2, rejected=0)
 
 
 def test_a_late_batch_is_refused_aloud_and_kept() -> None:
-    """Whoever closes late learns that it is not published; the rows can be read."""
+    """Whoever closes late learns that it is not published; the next close tries again."""
     shelf = Shelf()
     pipeline = Pipeline(Settings(), sink=shelf)
     first, second, third = batches(1, 2, 3)
@@ -92,8 +99,8 @@ def test_a_late_batch_is_refused_aloud_and_kept() -> None:
     pipeline.close(soon())
 
     assert pipeline.table()["gpu_power_watts"].to_pylist() == [1, 2, 3]
-    assert [shard.rows for shard in shelf.shards] == [1, 1]
-    assert len({shard.name for shard in shelf.shards}) == 2
+    assert [shard.rows for shard in shelf.shards] == [1, 1, 1]
+    assert len({shard.name for shard in shelf.shards}) == 3
 
 
 def test_a_late_batch_without_points_is_no_shard() -> None:
@@ -248,9 +255,9 @@ def test_closing_inside_a_publish_does_not_wait_for_itself() -> None:
     """A signal handler that ends the run may interrupt its publishing."""
 
     class Impatient(Shelf):
-        def publish(self, shard: Any) -> None:
+        def publish(self, shards: Any, deadline: Deadline) -> None:
             pipeline.close(soon())
-            super().publish(shard)
+            super().publish(shards, deadline)
 
     shelf = Impatient()
     pipeline = Pipeline(Settings(), sink=shelf)

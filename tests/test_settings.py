@@ -6,8 +6,21 @@ from typing import Any
 
 import pytest
 
-from hubmeter.settings import SETTINGS, Settings, fill_in, load_settings, new_run_id, safe_name
+from hubmeter.settings import (
+    SETTINGS,
+    Setting,
+    Settings,
+    fill_in_date,
+    fill_in_run,
+    load_settings,
+    new_run_id,
+    safe_name,
+)
 from observed import undisturbed  # noqa: F401
+
+
+def default_of(setting: Setting) -> Any:
+    return setting.default() if callable(setting.default) else setting.default
 
 
 def test_without_anything_there_are_defaults() -> None:
@@ -15,8 +28,9 @@ def test_without_anything_there_are_defaults() -> None:
     loaded = load_settings()
 
     for setting in SETTINGS:
-        assert getattr(loaded, setting.name) == setting.default
-        assert getattr(Settings(), setting.name) == setting.default
+        assert getattr(loaded, setting.name) == default_of(setting)
+        if setting.name != "journal_dir":  # without settings there is no journal
+            assert getattr(Settings(), setting.name) == setting.default
         assert loaded.origins[setting.name] == "default"
     assert loaded.problems == ()
 
@@ -66,7 +80,9 @@ def test_each_setting_has_a_variable_of_its_own(monkeypatch: pytest.MonkeyPatch)
     good = {
         "to": "d", "run_id": "r", "missing": "zero", "points": "all", "gpus": "0,2",
         "sample_interval_s": 0.5, "price_usd_per_kwh": 1.0, "carbon_g_per_kwh": 0.0,
-        "pue": 1.1, "disabled": True,
+        "pue": 1.1, "disabled": True, "private": False, "journal_dir": "j",
+        "journal_limit_mib": 5.0, "journal_full": "drop-oldest", "fsync": True,
+        "flush_every_s": 60.0, "signals": False, "sentinel": True, "self_metrics": True,
     }  # fmt: skip
     for setting in SETTINGS:
         monkeypatch.setenv(setting.variable, str(good[setting.name]))
@@ -79,8 +95,12 @@ def test_each_setting_has_a_variable_of_its_own(monkeypatch: pytest.MonkeyPatch)
 WRONG: list[tuple[str, Any]] = [
     ("missing", "nothing"), ("points", "some"), ("pue", "0.9"), ("pue", "nan"), ("pue", "1,2"),
     ("price_usd_per_kwh", "-1"), ("carbon_g_per_kwh", "1e9"), ("sample_interval_s", "0"),
-    ("sample_interval_s", "inf"), ("disabled", "perhaps"), ("to", "   "), ("to", "hf://datasets/u/r"),
-    ("run_id", "a\nb"), ("gpus", "\t"),
+    ("sample_interval_s", "inf"), ("disabled", "perhaps"), ("to", "   "),
+    ("to", "s3://bucket"), ("to", "hf://datasets/u"),
+    ("run_id", "a\nb"), ("gpus", "\t"), ("journal_dir", "hf://d"),
+    ("private", "so-so"),
+    ("flush_every_s", "0.5"), ("flush_every_s", "soon"), ("journal_full", "drop"),
+    ("journal_limit_mib", "0"), ("fsync", "2"),
 ]  # fmt: skip
 
 
@@ -93,7 +113,7 @@ def test_a_wrong_variable_is_one_problem_and_the_default(
     monkeypatch.setenv(setting.variable, text)
     loaded = load_settings()
 
-    assert getattr(loaded, name) == setting.default
+    assert getattr(loaded, name) == default_of(setting)
     assert loaded.origins[name] == "default"
     [problem] = loaded.problems
     assert problem.startswith(f"{setting.variable}={text!r} is ignored: expected ")
@@ -207,7 +227,7 @@ def test_a_run_without_an_id_gets_a_new_one() -> None:
 
 def test_placeholders_in_a_destination() -> None:
     """Date and run id are filled in, the run id as a name that stays in its folder."""
-    filled = fill_in("runs/{date}/{run_id}", "../x")
+    filled = fill_in_run(fill_in_date("runs/{date}/{run_id}"), "../x")
     runs, date, run_id = filled.split("/")
 
     assert (runs, len(date)) == ("runs", 15)

@@ -1,0 +1,300 @@
+"""However a program ends, on every Python: what the Hub, the journal and its parent see."""
+
+from __future__ import annotations
+
+import io
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+
+import interpreters
+from loopback_hub import Fault, LoopbackHub
+from observed import HEAD, undisturbed  # noqa: F401
+
+PYTHONS = sorted(interpreters.found(), key=lambda minor: int(minor.split(".")[1]))
+
+BEGIN = """
+provider = provider_of(HubMetricExporter())
+measure(provider, 7)
+provider.force_flush()
+measure(provider, 8)
+"""
+
+# How it ends, its exit status, and what is published without anybody's help.
+ENDINGS = {
+    "normal": ("", 0, [7, 8]),
+    "exception": ("raise RuntimeError('broken')", 1, [7, 8]),
+    "sys.exit": ("sys.exit(3)", 3, [7, 8]),
+    "exit in a thread": ("threading.Thread(target=sys.exit, args=[5]).start()", 0, [7, 8]),
+    "Ctrl-C": ("os.kill(os.getpid(), signal.SIGINT); time.sleep(30)", -signal.SIGINT, [7, 8]),
+    "Ctrl-C in asyncio": (
+        """
+        import asyncio
+        async def main():
+            os.kill(os.getpid(), signal.SIGINT)
+            await asyncio.sleep(30)
+        asyncio.run(main())
+        """,
+        -signal.SIGINT,
+        [7, 8],
+    ),
+    "SIGTERM": ("os.kill(os.getpid(), signal.SIGTERM); time.sleep(30)", -signal.SIGTERM, [7, 8]),
+    "SIGTERM in asyncio": (
+        """
+        import asyncio
+        async def main():
+            os.kill(os.getpid(), signal.SIGTERM)
+            await asyncio.sleep(30)
+        asyncio.run(main())
+        """,
+        -signal.SIGTERM,
+        [7, 8],
+    ),
+    "SIGHUP": ("os.kill(os.getpid(), signal.SIGHUP); time.sleep(30)", -signal.SIGHUP, [7, 8]),
+    "handled SIGTERM": (
+        """
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(9))
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(30)
+        """,
+        9,
+        [7, 8],
+    ),
+    # These run nothing: the journal has what was exported.
+    "SIGQUIT": ("os.kill(os.getpid(), signal.SIGQUIT); time.sleep(30)", -signal.SIGQUIT, []),
+    "os._exit": ("os._exit(4)", 4, []),
+    "SIGKILL": ("os.kill(os.getpid(), signal.SIGKILL); time.sleep(30)", -signal.SIGKILL, []),
+    "SEGV": ("import ctypes; ctypes.string_at(0)", -signal.SIGSEGV, []),
+    "exec": ("os.execv('/bin/sh', ['sh', '-c', 'exit 6'])", 6, []),
+}
+IN_THE_JOURNAL = [7]
+
+
+@pytest.fixture(name="hub")
+def _hub() -> Iterator[LoopbackHub]:
+    with LoopbackHub() as hub:
+        yield hub
+        assert hub.errors == []
+
+
+@pytest.mark.parametrize("ending", ENDINGS)
+@pytest.mark.parametrize("minor", PYTHONS)
+def test_each_ending_publishes_or_leaves_a_journal(
+    minor: str, ending: str, hub: LoopbackHub, tmp_path: Path
+) -> None:
+    """One commit, or nothing until `hubmeter recover`; the exit status is that of the program."""
+    code, status, published = ENDINGS[ending]
+    python = interpreters.environment(minor)
+    ended = _run(python, BEGIN + _dedented(code), hub, tmp_path)
+
+    assert (ended.returncode, ended.stdout) == (status, ""), ended.stderr
+    assert "hubmeter" not in _without_paths(ended.stderr, tmp_path)
+    assert _watts(hub) == published
+    if not published:
+        recovered = _recover(python, hub, tmp_path)
+        assert recovered.returncode == 0, recovered.stderr
+        assert _watts(hub) == IN_THE_JOURNAL
+    assert len(hub.repo("me/run-metrics").commits) == 1
+    assert hub.repo("me/run-metrics").private
+    assert list(_journal(tmp_path).glob("*.*")) == []
+
+
+@pytest.mark.parametrize("minor", PYTHONS)
+def test_the_dataset_opens_on_each_python(minor: str, hub: LoopbackHub, tmp_path: Path) -> None:
+    """`HUBMETER_TO=me/run-metrics python agent.py`, which ends by an exception, then load it."""
+    python = interpreters.environment(minor)
+    _run(python, BEGIN + "raise RuntimeError('broken')", hub, tmp_path)
+    code = (
+        "from datasets import load_dataset\n"
+        "rows = load_dataset('me/run-metrics', split='train')\n"
+        "print(rows.num_rows, rows['gpu_power_watts'][:], len(rows.column_names))"
+    )
+    loaded = subprocess.run(
+        [python, "-c", code],
+        env=_environment(hub, tmp_path),
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+
+    assert loaded.stdout.strip() == "2 [7.0, 8.0] 31", loaded.stderr
+    assert len(hub.repo("me/run-metrics").commits) == 1
+
+
+@pytest.mark.parametrize("minor", PYTHONS)
+def test_a_forked_child_publishes_nothing_of_its_parent(
+    minor: str, hub: LoopbackHub, tmp_path: Path
+) -> None:
+    """Children that end by sys.exit, os._exit or SIGTERM; each row is there once."""
+    code = """
+    import multiprocessing
+    multiprocessing.set_start_method("fork")
+    child = os.fork()
+    if child == 0:
+        measure(provider, 99)
+        sys.exit(0)
+    os.waitpid(child, 0)
+    process = multiprocessing.Process(target=time.sleep, args=[30])
+    process.start()
+    time.sleep(0.2)
+    process.terminate()
+    process.join()
+    assert process.exitcode == -signal.SIGTERM, process.exitcode
+    """
+    ended = _run(
+        interpreters.environment(minor),
+        BEGIN + _dedented(code),
+        hub,
+        tmp_path,
+        PYTHONWARNINGS="ignore::DeprecationWarning",
+    )
+
+    assert (ended.returncode, ended.stdout) == (0, ""), ended.stderr
+    assert _watts(hub) == [7, 8]
+    assert len(hub.repo("me/run-metrics").commits) == 1
+
+
+@pytest.mark.parametrize("minor", PYTHONS)
+def test_the_sentinel_publishes_after_sigkill(minor: str, hub: LoopbackHub, tmp_path: Path) -> None:
+    """Without anybody's help; and the program has no child that it did not start."""
+    code = """
+    try:
+        os.waitpid(-1, os.WNOHANG)
+    except ChildProcessError:
+        print("no children")
+    sys.stdout.flush()
+    os.kill(os.getpid(), signal.SIGKILL)
+    time.sleep(30)
+    """
+    ended = _run(
+        interpreters.environment(minor),
+        BEGIN + _dedented(code),
+        hub,
+        tmp_path,
+        HUBMETER_SENTINEL="1",
+    )
+    assert (ended.returncode, ended.stdout) == (-signal.SIGKILL, "no children\n"), ended.stderr
+
+    assert _eventually(lambda: _watts(hub) == IN_THE_JOURNAL)
+
+
+def test_a_hub_that_never_answers_costs_no_more_than_was_granted(
+    hub: LoopbackHub, tmp_path: Path
+) -> None:
+    """After the deadline the program ends; a process of its own goes on and publishes."""
+    hub.faults.append(Fault(on="create", hang=True))
+    code = "started = time.monotonic()\nprovider.shutdown(timeout_millis=1_000)\n"
+    code += "assert time.monotonic() - started < 2.5\n"
+    started = time.monotonic()
+    ended = _run(interpreters.environment(PYTHONS[-1]), BEGIN + code, hub, tmp_path)
+    lasted_s = time.monotonic() - started
+
+    assert ended.returncode == 0, ended.stderr
+    assert lasted_s < 20
+    [line] = ended.stderr.splitlines()
+    assert line.startswith("hubmeter: the run is not published yet. Nothing is lost")
+    assert _eventually(lambda: _watts(hub) == [7, 8])
+    assert len(hub.repo("me/run-metrics").commits) == 1
+
+
+def test_a_program_that_a_thread_keeps_alive_still_ends_by_sigterm(
+    hub: LoopbackHub, tmp_path: Path
+) -> None:
+    """Without us the signal would have ended it at once; with us, a little later."""
+    code = """
+    threading.Thread(target=time.sleep, args=[60]).start()
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(30)
+    """
+    started = time.monotonic()
+    ended = _run(interpreters.environment(PYTHONS[-1]), BEGIN + _dedented(code), hub, tmp_path)
+
+    assert time.monotonic() - started < 20
+    assert ended.returncode == 128 + signal.SIGTERM
+    assert _watts(hub) == IN_THE_JOURNAL
+
+
+def test_signals_may_be_left_alone(hub: LoopbackHub, tmp_path: Path) -> None:
+    """With HUBMETER_SIGNALS=0 a SIGTERM is what it always was."""
+    code = """
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(30)
+    """
+    python = interpreters.environment(PYTHONS[-1])
+    ended = _run(python, BEGIN + _dedented(code), hub, tmp_path, HUBMETER_SIGNALS="0")
+
+    assert (ended.returncode, _watts(hub)) == (-signal.SIGTERM, [])
+
+
+def _run(
+    python: Path, code: str, hub: LoopbackHub, folder: Path, **more: str
+) -> subprocess.CompletedProcess[str]:
+    program = folder / "agent.py"
+    program.write_text(HEAD + code)
+    return subprocess.run(
+        [python, program],
+        env=_environment(hub, folder) | {"HUBMETER_TO": "me/run-metrics", **more},
+        capture_output=True,
+        text=True,
+        timeout=90,
+        check=False,
+        cwd=folder,
+    )
+
+
+def _recover(python: Path, hub: LoopbackHub, folder: Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [python, "-m", "hubmeter", "recover"],
+        env=_environment(hub, folder),
+        capture_output=True,
+        text=True,
+        timeout=90,
+        check=False,
+    )
+
+
+def _environment(hub: LoopbackHub, folder: Path) -> dict[str, str]:
+    return {**os.environ, **hub.environment(folder / "home")}
+
+
+def _journal(folder: Path) -> Path:
+    return folder / "home" / "hubmeter"
+
+
+def _watts(hub: LoopbackHub) -> list[float]:
+    """What is published, in order of time; nothing if there is no repository."""
+    repo = hub.repo("me/run-metrics")
+    tables = [
+        pq.read_table(io.BytesIO(content))
+        for path, content in (repo.files if repo else {}).items()
+        if path.endswith(".parquet")
+    ]
+    rows = [(row["timestamp"], row["gpu_power_watts"]) for t in tables for row in t.to_pylist()]
+    return [watts for _, watts in sorted(rows)]
+
+
+def _eventually(happens) -> bool:
+    deadline = time.monotonic() + 30
+    while time.monotonic() < deadline:
+        if happens():
+            return True
+        time.sleep(0.1)
+    return False
+
+
+def _dedented(code: str) -> str:
+    import textwrap
+
+    return textwrap.dedent(code) + "\n"
+
+
+def _without_paths(text: str, folder: Path) -> str:
+    return text.replace(str(folder), "").lower()
