@@ -30,6 +30,7 @@ class Plan:
         number: Of the run. The n-th collection has the watts ``number * 10_000 + n``.
         part_after: Collections after which parts are published.
         late: Exports after the shutdown.
+        gate: Folder of a `Gate` to wait at before the shutdown.
     """
 
     to: str
@@ -42,6 +43,7 @@ class Plan:
     ends_by: str = "shutdown"
     seed: int = 0
     settings: dict | None = None
+    gate: str = ""
 
     @property
     def run_id(self) -> str:
@@ -50,6 +52,40 @@ class Plan:
 
 def watts(number: int, collection: int) -> float:
     return float(number * 10_000 + collection)
+
+
+class Gate:
+    """Where agents wait for one another. A context manager; whoever comes late passes."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        folder.mkdir()
+        for name in ("here", "open"):
+            os.mkfifo(folder / name)
+        self._here = os.open(folder / "here", os.O_RDWR)
+        self._open: list[int] = []
+
+    def __enter__(self) -> Gate:  # noqa: PYI034 - typing has Self since 3.11
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        for fd in (self._here, *self._open):
+            os.close(fd)
+
+    def open_for(self, agents: int) -> None:
+        """Wait until so many have come, then let them pass together."""
+        come = 0
+        while come < agents:
+            come += len(os.read(self._here, agents - come))
+        # Each agent waits for somebody to open the other end.
+        self._open.append(os.open(self.folder / "open", os.O_RDWR))
+
+
+def _pass(gate: Path) -> None:
+    here = os.open(gate / "here", os.O_WRONLY)
+    os.write(here, b".")
+    os.close(here)
+    os.close(os.open(gate / "open", os.O_RDONLY))
 
 
 class AgentServer:
@@ -98,6 +134,7 @@ def _serve() -> None:
     import hubmeter.sinks.hub_dataset
     import hubmeter.tables
     import observed
+    import watched_hub
     from hubmeter import HubMetricExporter
 
     _say("ready")
@@ -126,7 +163,9 @@ def _run(plan: Plan) -> None:
 
     from hubmeter import HubMetricExporter
     from observed import Machine
+    from watched_hub import introduce
 
+    introduce(plan.number, os.getpid())
     logging.getLogger("hubmeter").setLevel(logging.ERROR)
     log = os.open(plan.acknowledged, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     machine = Machine(**{"run.id": plan.run_id})
@@ -144,6 +183,8 @@ def _run(plan: Plan) -> None:
         export(collection)
         if collection in plan.part_after:
             exporter._pipeline.publish_part()
+    if plan.gate:
+        _pass(Path(plan.gate))
     exporter.shutdown()
     for collection in range(plan.collections, plan.collections + plan.late):
         export(collection)

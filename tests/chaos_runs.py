@@ -12,6 +12,7 @@ import json
 import logging
 import os
 import sys
+import threading
 import traceback
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
@@ -33,6 +34,7 @@ class Program:
     Attributes:
         number: Among all programs. The n-th collection has the watts of `agent_server.watts`.
         part_after: Collections after which a part is published.
+        in_threads: Parts are published while the program goes on.
         budgets_ms: One shutdown for each; without any the run is abandoned.
         late: Exports after the first shutdown, while it may still be publishing.
     """
@@ -43,6 +45,7 @@ class Program:
     log: str
     collections: int
     part_after: tuple[int, ...] = ()
+    in_threads: bool = False
     budgets_ms: tuple[int, ...] = ()
     late: int = 0
     points: str = "other"
@@ -104,6 +107,7 @@ def _prepare() -> None:
     import hubmeter.sinks.hub_dataset
     import hubmeter.tables
     import observed  # noqa: F401
+    import watched_hub  # noqa: F401
     from hubmeter.hub import asking
 
     hubmeter.hub.load()
@@ -162,8 +166,9 @@ def _run(life: Life, program: Program, ready: int) -> None:
     from agent_server import watts
     from hubmeter import HubMetricExporter
     from observed import Machine
+    from watched_hub import introduce
 
-    _introduce(life)
+    introduce(life.number, os.getpid())
     machine = Machine(**{"run.id": program.run_id})
     exporter = HubMetricExporter(
         program.to,
@@ -181,7 +186,10 @@ def _run(life: Life, program: Program, ready: int) -> None:
                 _note(program.log, f"+ {n}")
             if n in program.part_after:
                 _note(program.log, "flush")
-                exporter._pipeline.publish_part()
+                part = threading.Thread(target=exporter._pipeline.publish_part, daemon=True)
+                part.start()
+                if not program.in_threads:
+                    part.join()
 
     export(range(program.collections))
     for number, budget_ms in enumerate(program.budgets_ms):
@@ -199,18 +207,12 @@ def _recover_beside(life: Life, ready: int) -> None:
 
 def _recover(life: Life) -> None:
     from hubmeter.recovery import recover
+    from watched_hub import introduce
 
-    _introduce(life)
+    introduce(life.number, os.getpid())
     result = recover(Path(life.journal_dir), budget_s=BUDGET_S, say=lambda _: None)
     assert (result.left, result.damage) == ([], [])
     _note(life.log, f"recovery {len(result.published)}")
-
-
-def _introduce(life: Life) -> None:
-    """Let the Hub know which process of which life asks."""
-    from huggingface_hub import constants
-
-    constants.HF_HUB_USER_AGENT_ORIGIN = f"life-{life.number}.{os.getpid()}"
 
 
 def _note(path: str, line: str) -> None:

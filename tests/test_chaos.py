@@ -23,6 +23,7 @@ from agent_server import read_log, watts
 from chaos_runs import Life, Program, write_lives
 from loopback_hub import Commit, Fault, LoopbackHub, Repo, RequestInfo
 from loopback_hub.cards import card_data
+from watched_hub import NOBODY, WatchedHub, asker_of
 
 SOAK = int(os.environ.get("SOAK", "1"))
 SEED = int(os.environ.get("SOAK_SEED", "20261123"))
@@ -61,7 +62,7 @@ FAULTS: Mapping[str, tuple[int, Fault]] = {
 """Name to how often, and what."""
 
 
-@pytest.mark.timeout(170 * SOAK)
+@pytest.mark.timeout(240 * SOAK)
 def test_every_acknowledged_point_survives_a_hub_in_trouble_once(tmp_path: Path, capsys) -> None:
     """Parts, short deadlines, late exports, abandoned runs and recoveries at once, seeded."""
     dice = random.Random(SEED)
@@ -135,7 +136,8 @@ def _random_program(number: int, to: str, log: str, dice: random.Random) -> Prog
         run_id=f"chaos-{number // 2}",
         log=log,
         collections=collections,
-        part_after=tuple(n for n in range(collections) if dice.random() < 0.08),
+        part_after=tuple(n for n in range(collections) if dice.random() < 0.1),
+        in_threads=dice.random() < 0.3,
         budgets_ms=budgets_ms,
         late=dice.choice([0, 0, 1, 3]) if budgets_ms else 0,
         points=dice.choice(["other", "other", "all"]),
@@ -171,9 +173,8 @@ class Trouble:
         self._lock = threading.Lock()
 
     def __call__(self, request: RequestInfo) -> Fault | None:
-        asker = _asker(request)
         with self._lock:
-            pending = self._faults.get(asker.life, [])
+            pending = self._faults.get(_life_of(request), [])
             for place, (name, fault) in enumerate(pending):
                 if fault.concerns(request):
                     del pending[place]
@@ -189,61 +190,11 @@ def _dated(fault: Fault) -> Fault:
     return replace(fault, headers={"Retry-After": date})
 
 
-@dataclass(frozen=True)
-class Asker:
-    """Who sent a request: -1 where it does not say."""
-
-    life: int
-    pid: int
-
-
-def _asker(request: RequestInfo) -> Asker:
-    introduced = re.search(r"origin/life-(\d+)\.(\d+)", request.headers.get("user-agent", ""))
-    if introduced:
-        return Asker(int(introduced[1]), int(introduced[2]))
-    own = re.fullmatch(r"me/chaos-(\d+)", request.repo_id or "")  # PUT does not say who asks
-    return Asker(int(own[1]) if own else -1, -1)
-
-
-class WatchedHub(LoopbackHub):
-    """
-    A Hub on which nothing of a process happens after whoever follows it has begun.
-
-    A commit that is on its way while its process is killed, and overtaken by a recovery,
-    cannot be told from one that never came: it would be there twice, with equal bytes. So
-    requests of a life wait while a commit of that life is in progress, and a commit that
-    comes from a process that has ended is dropped.
-    """
-
-    def __init__(self) -> None:
-        self._moved = threading.Condition()
-        self._committing: set[int] = set()
-        super().__init__()
-
-    def choose(self, request: RequestInfo) -> Fault | None:
-        asker = _asker(request)
-        with self._moved:
-            self._moved.wait_for(lambda: asker.life not in self._committing)
-            if request.kind == "commit":
-                self._committing.add(asker.life)
-        if request.kind == "commit" and _has_ended(asker.pid):
-            return Fault(drop_before=True)
-        return super().choose(request)
-
-    def record(self, request: RequestInfo, status: int | None) -> None:
-        super().record(request, status)
-        if request.kind == "commit":
-            with self._moved:
-                self._committing.discard(_asker(request).life)
-                self._moved.notify_all()
-
-
-def _has_ended(pid: int) -> bool:
-    try:
-        status = Path(f"/proc/{pid}/stat").read_text()
-    except FileNotFoundError:
-        return True
-    return status.rpartition(")")[2].split()[0] in "ZX"
+def _life_of(request: RequestInfo) -> int:
+    """Whose request it is, by its sender or by a repository that only one life has."""
+    group = asker_of(request).group
+    own = re.fullmatch(r"me/chaos-(\d+)", request.repo_id or "")
+    return int(own[1]) if own and group == NOBODY else group
 
 
 # What is there in the end

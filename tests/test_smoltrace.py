@@ -328,7 +328,7 @@ def test_it_collects_every_ten_seconds() -> None:
 
 def test_a_destination_may_name_the_run(provider_of: Any, tmp_path: Path) -> None:
     """{run_id} is smoltrace's run id, also for an evaluation that had no metrics at all."""
-    hubmeter.smoltrace.register("runs/{run_id}")
+    hubmeter.smoltrace.register("./runs/{run_id}")
     provider_of("quiet").shutdown()
     [row] = open_dataset(tmp_path / "runs" / "quiet").to_pylist()
     assert row["run_id"] == "quiet"

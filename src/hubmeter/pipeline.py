@@ -180,13 +180,16 @@ class Pipeline:
         with self._lock:
             is_first, self._closed = not self._closed, True
             if is_first or not self._segment.is_empty:
-                self._cut(self._wall_clock_ns() if is_first and not self._has_rows else None)
-            if not self._ended:
-                return True
+                has_rows = self._has_rows or bool(self._ended)  # a part that failed has some
+                self._cut(self._wall_clock_ns() if is_first and not has_rows else None)
             is_safe = all(segment.is_journaled for segment in self._ended)
+            is_done = not self._ended
         if not is_safe:  # leaving would lose more than waiting
             deadline = Deadline.after(max(MEMORY_ONLY_S, deadline.remaining_s()))
-        return self._hand_over(deadline)
+        if is_done or self._hand_over(deadline):
+            self.uploader.stop()
+            return True
+        return False
 
     def publish_part(self) -> None:
         """Publish what there is of a run that goes on, and forget it. What fails comes again."""
@@ -214,6 +217,12 @@ class Pipeline:
                 ["recover", str(self.journal_dir), "--process", self.run.process_id, "--wait"]
             )
         return is_left
+
+    def is_journaled(self) -> bool:
+        """Whether everything that is not published is on disk."""
+        with self._lock:
+            left = (*self._ended, self._segment)
+            return all(segment.is_journaled for segment in left if not segment.is_empty)
 
     def unpublished(self) -> int:
         """How many segments have ended and are not published. Not zero after a failure."""
@@ -252,13 +261,20 @@ class Pipeline:
                 for segment in mine if self._closed else ():
                     segment.release()
                 raise
-            with self._lock:
-                self._ended = [segment for segment in self._ended if segment not in segments]
-                self._count_bytes()
-                self._kept += mine if keep else []
+            self._forget(mine, keep=keep)
         finally:
             self._publisher = 0
             self._publishing.release()
+
+    def _forget(self, published: list[Segment], *, keep: bool) -> None:
+        """Nothing more is to be done for *published*, and for what a recovery was faster with."""
+        with self._lock:
+            done = [s for s in self._ended if s in published or s.is_gone]
+            self._ended = [segment for segment in self._ended if segment not in done]
+            self._published += sum(segment.received - segment.rejected for segment in done)
+            self._rejected += sum(segment.rejected for segment in done)
+            self._kept += done if keep else []
+            self._count_bytes()
 
     def _seal(self, segments: list[Segment], *, keep: bool) -> None:
         for segment in segments:
@@ -282,9 +298,6 @@ class Pipeline:
             rows = sum(shard.rows for shard in shards)
             log.info("hubmeter: %d rows of run %s are in %s", rows, run_id, self._sink)
         for segment in segments:
-            with self._lock:
-                self._published += segment.received - segment.rejected
-                self._rejected += segment.rejected
             segment.finish(str(self._sink))
 
     def _cut(self, empty_run_unix_nano: int | None) -> None:
@@ -352,7 +365,7 @@ def _uploader(pipeline: Pipeline, interval_s: float) -> Uploader:
             survivor.publish_part()
 
     uploader = Uploader(interval_s=interval_s, tick=publish_part)
-    weakref.finalize(pipeline, uploader.stop).atexit = False
+    weakref.finalize(pipeline, uploader.abandon).atexit = False
     return uploader
 
 

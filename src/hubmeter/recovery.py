@@ -13,6 +13,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field, replace
+from glob import escape
 from pathlib import Path
 from typing import Any
 
@@ -120,14 +121,17 @@ def recover(
         say: Is told about the progress.
     """
     result = Recovery()
-    reader = _Reader(to, result, say, is_rehearsal=is_rehearsal)
+    reader = _Reader(to, result, is_rehearsal=is_rehearsal)
     publisher = _Publisher(budget_s, result, say)
     wanted = [path for path in segments(folder) if process_id in (None, process_of(path))]
     for first in range(0, len(wanted), MOST_CLAIMED):
         with ExitStack() as claims:
             some = wanted[first : first + MOST_CLAIMED]
             claimed = [path for path in some if reader.claim(path, claims)]
-            found = [one for path in claimed if (one := reader.read(path)) is not None]
+            found: list[Found] = []
+            for number, path in enumerate(claimed, first + 1):
+                say(f"reading {number} of {len(wanted)}: {path.stem}")
+                found += reader.read(path)
             if is_rehearsal:
                 result.published += found
             else:
@@ -139,10 +143,9 @@ def recover(
 class _Reader:
     """Claims and seals segments, in order: a segment starts from the totals of the one before."""
 
-    def __init__(self, to: str | None, result: Recovery, say: Say, *, is_rehearsal: bool) -> None:
+    def __init__(self, to: str | None, result: Recovery, *, is_rehearsal: bool) -> None:
         self._to = to
         self._result = result
-        self._say = say
         self._is_rehearsal = is_rehearsal
         self._patience = Deadline.after(PATIENCE_S)
         self._held: set[str] = set()  # processes
@@ -168,18 +171,17 @@ class _Reader:
             claim = Claim.take(path)
         return claim
 
-    def read(self, path: Path) -> Found | None:
-        """What can be published of the claimed segment at *path*, or None and a reason."""
-        self._say(f"reading {path.stem}")
+    def read(self, path: Path) -> Iterator[Found]:
+        """What can be published of the claimed segment at *path*."""
         try:
             replay = read_journal(path)
         except OSError as error:
             self._result.left.append((path, error.strerror or str(error)))
-            return None
-        run = run_of(replay) or (_stranger(path) if self._to or _is_void(replay) else None)
-        if run is None:
-            self._result.left.append((path, _why_not(replay)))
-            return None
+            return
+        run = run_of(replay) or _stranger(path)
+        if why_not := _why_not(replay, has_destination=bool(run.to or self._to)):
+            self._result.left.append((path, why_not))
+            return
         damage = [one for one in replay.contents.damage if one.reason != TORN]
         self._result.damage += [f"{path.name}: {one.reason}, {one.size} bytes at {one.offset}"
                                 for one in damage]  # fmt: skip
@@ -192,7 +194,7 @@ class _Reader:
             shard = replace(shard, files={})
         run_id = shard.run_id if shard else run.run_id
         base = run.base if self._to is None else working_folder()
-        return Found(
+        yield Found(
             path=path,
             run=run,
             destination=destination_of(self._to or run.to, run_id, base),
@@ -206,15 +208,12 @@ def _is_writable(path: Path) -> bool:
     return os.access(path, os.R_OK | os.W_OK)
 
 
-def _is_void(replay: Replay) -> bool:
-    """Nothing in it can ever be published: no batch, and no version that we do not know."""
-    is_newer = any(NEWER in damage.reason for damage in replay.contents.damage)
-    return not replay.contents.batches and not is_newer
-
-
-def _why_not(replay: Replay) -> str:
-    newer = next((d.reason for d in replay.contents.damage if NEWER in d.reason), None)
-    return f"{newer}; upgrade hubmeter, then recover again" if newer else LOST_HEADER
+def _why_not(replay: Replay, *, has_destination: bool) -> str:
+    """Why a journal has to stay; empty if it can be published, or has nothing to publish."""
+    if replay.contents.batches:
+        return "" if has_destination else LOST_HEADER
+    newer = (d.reason for d in replay.contents.damage if replay.header is None)
+    return next((f"{why}; upgrade it, then recover again" for why in newer if NEWER in why), "")
 
 
 def _sealed(
@@ -364,8 +363,10 @@ def _finish(one: Found) -> None:
     if one.shard is not None:
         receipt = receipt_of(one.path.stem, one.shard, str(one.destination), time.time_ns())
         write_receipt(one.path.parent, receipt)
-    # Without its journal nobody would ever look for it.
-    sealed_path(one.path).unlink(missing_ok=True)
+    # Before its journal, without which nobody would look for it. Others were killed writing it.
+    sealed = sealed_path(one.path)
+    for stale in (sealed, *sealed.parent.glob(f".{escape(sealed.name)}.*.tmp")):
+        stale.unlink(missing_ok=True)
     if one.is_damaged:
         kept = one.path.parent / DAMAGED / one.path.name
         kept.parent.mkdir(exist_ok=True)

@@ -82,6 +82,11 @@ class Segment:
         return self._journal is not None
 
     @property
+    def is_gone(self) -> bool:
+        """A recovery published it. What somebody only holds for a moment still has its file."""
+        return self._journal is not None and not self._journal.path.exists()
+
+    @property
     def bytes_stored(self) -> int:
         """What the segment has on disk."""
         return 0 if self._journal is None else self._journal.size_bytes

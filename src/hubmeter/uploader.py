@@ -19,6 +19,8 @@ from .deadline import Deadline
 
 log = logging.getLogger(__name__)
 
+LONGEST_JOIN_S = 0.5
+
 
 class Job:
     """Work that was handed over."""
@@ -68,6 +70,8 @@ class Uploader:
             name="hubmeter-uploader",
             daemon=True,
         )
+        self._lock = threading.Lock()
+        self._has_stopped = False
         with suppress(RuntimeError):  # no thread can start any more: callers do the work
             self._thread.start()
 
@@ -76,11 +80,22 @@ class Uploader:
         if not self._thread.is_alive() or self._thread is threading.current_thread():
             return None
         job = Job(work)
-        self._jobs.put(job)
+        with self._lock:
+            if self._has_stopped:
+                return None
+            self._jobs.put(job)
         return job
 
     def stop(self) -> None:
-        """End after the jobs that wait. The thread does not keep the process alive."""
+        """End after the jobs that wait; from now on callers do the work."""
+        with self._lock:
+            self._has_stopped = True
+            self._jobs.put(None)
+        if self._thread.is_alive() and self._thread is not threading.current_thread():
+            self._thread.join(LONGEST_JOIN_S)
+
+    def abandon(self) -> None:
+        """The same, for a garbage collector, which may interrupt anything: it waits for nothing."""
         self._jobs.put(None)
 
 

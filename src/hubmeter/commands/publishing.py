@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import sys
+import threading
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,12 +15,15 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..settings import Settings, fill_in_date, load_settings
-from ..terminal import Failure, format_option, input_of, reporting_errors, say
+from ..terminal import EXIT_INTERRUPTED, Failure, format_option, input_of, reporting_errors, say
 from ..text import printable
 
 if TYPE_CHECKING:
     from ..destinations import Sink
     from ..shard import Shard
+
+INTERRUPTED_S = 1.0
+"""Enough to remove what is half written; a killed command leaves no more than that either."""
 
 
 @click.command()
@@ -161,6 +166,18 @@ def _destination(to: str) -> str:
 def _use_hub_from_here() -> None:
     """This process is ours: the client's own bars would disturb what we say."""
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGINT, _end_soon)
+
+
+def _end_soon(*_: Any) -> None:
+    """Ctrl-C: the client's threads may wait for an answer, but nobody has to wait for them."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    say("interrupted")
+    end = threading.Timer(INTERRUPTED_S, os._exit, [EXIT_INTERRUPTED])
+    end.daemon = True
+    end.start()
+    sys.exit(EXIT_INTERRUPTED)
 
 
 def _is_text(src: str) -> bool:

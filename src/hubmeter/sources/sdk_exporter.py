@@ -28,6 +28,7 @@ from opentelemetry.sdk.metrics.view import Aggregation
 
 from ..deadline import Deadline
 from ..decode.sdk_objects import SdkDecoder
+from ..destinations import HubRepo, destination_of
 from ..endings import publish_on_signals
 from ..errors import JournalError, PublishError
 from ..pipeline import Pipeline
@@ -223,9 +224,13 @@ def _say_what_waits(journal_dir: Path) -> None:
 
 def _what_next(pipeline: Pipeline) -> str:
     """How what was not published gets published."""
-    if pipeline.journal_dir is None:
+    if pipeline.journal_dir is None or not pipeline.is_journaled():
         return "The rows are in memory only (exporter.table())"
-    return f"Nothing is lost, the run is in the journal: {_recover_command(pipeline.journal_dir)}"
+    command = _recover_command(pipeline.journal_dir)
+    to = pipeline.run.to
+    is_name = isinstance(destination_of(to, base=pipeline.run.base), HubRepo) and "://" not in to
+    hint = f"; a folder would be ./{to}" if is_name else ""
+    return f"Nothing is lost, the run is in the journal: {command}{hint}"
 
 
 def _recover_command(journal_dir: Path) -> str:
