@@ -207,7 +207,7 @@ def test_a_hub_that_never_answers_costs_no_more_than_was_granted(
 def test_a_program_that_a_thread_keeps_alive_still_ends_by_sigterm(
     hub: LoopbackHub, tmp_path: Path
 ) -> None:
-    """Without us the signal would have ended it at once; with us, a little later."""
+    """Without us the signal would have ended it at once; with us, once it is published."""
     code = """
     threading.Thread(target=time.sleep, args=[60]).start()
     os.kill(os.getpid(), signal.SIGTERM)
@@ -217,8 +217,57 @@ def test_a_program_that_a_thread_keeps_alive_still_ends_by_sigterm(
     ended = _run(interpreters.environment(PYTHONS[-1]), BEGIN + _dedented(code), hub, tmp_path)
 
     assert time.monotonic() - started < 20
-    assert ended.returncode == 128 + signal.SIGTERM
-    assert _watts(hub) == IN_THE_JOURNAL
+    assert ended.returncode == -signal.SIGTERM
+    assert _watts(hub) == [7, 8]
+
+
+def test_a_pool_of_processes_ends_with_its_parent(hub: LoopbackHub, tmp_path: Path) -> None:
+    """The group is signalled, as supervisors do; a pool may not replace its workers then."""
+    code = """
+    import multiprocessing
+    if __name__ == "__main__":
+        pool = multiprocessing.get_context("fork").Pool(2)
+        pool.map(abs, range(4))
+        os.killpg(os.getpgrp(), signal.SIGTERM)
+        time.sleep(30)
+    """
+    started = time.monotonic()
+    ended = _run(
+        interpreters.environment(PYTHONS[-1]),
+        BEGIN + _dedented(code),
+        hub,
+        tmp_path,
+        PYTHONWARNINGS="ignore::DeprecationWarning",
+    )
+
+    # The pipes end when the last process ends that has them.
+    assert time.monotonic() - started < 10
+    assert (ended.returncode, ended.stdout) == (-signal.SIGTERM, ""), ended.stderr
+    assert _watts(hub) == [7, 8]
+
+
+def test_a_supervisor_that_signals_twice_means_it_once(hub: LoopbackHub, tmp_path: Path) -> None:
+    """`timeout` signals its child and then the group."""
+    python = interpreters.environment(PYTHONS[-1])
+    ended = _run(python, BEGIN + "time.sleep(30)", hub, tmp_path, before=("timeout", "3"))
+
+    assert ended.returncode == 124, ended.stderr
+    assert _watts(hub) == [7, 8]
+
+
+def test_sigterm_while_the_hub_is_down_is_said_and_left_to_a_process(
+    hub: LoopbackHub, tmp_path: Path
+) -> None:
+    """It ends before `docker stop` would kill it, says what to do, and is published later."""
+    hub.faults.append(Fault(on="create", status=503, times=12))
+    code = "os.kill(os.getpid(), signal.SIGTERM); time.sleep(30)"
+    started = time.monotonic()
+    ended = _run(interpreters.environment(PYTHONS[-1]), BEGIN + code, hub, tmp_path)
+
+    assert time.monotonic() - started < 14
+    assert ended.returncode == -signal.SIGTERM
+    assert "hubmeter recover" in ended.stderr
+    assert _eventually(lambda: _watts(hub) == [7, 8])
 
 
 def test_signals_may_be_left_alone(hub: LoopbackHub, tmp_path: Path) -> None:
@@ -235,18 +284,25 @@ def test_signals_may_be_left_alone(hub: LoopbackHub, tmp_path: Path) -> None:
 
 
 def _run(
-    python: Path, code: str, hub: LoopbackHub, folder: Path, **more: str
+    python: Path,
+    code: str,
+    hub: LoopbackHub,
+    folder: Path,
+    *,
+    before: tuple[str, ...] = (),
+    **more: str,
 ) -> subprocess.CompletedProcess[str]:
     program = folder / "agent.py"
     program.write_text(HEAD + code)
     return subprocess.run(
-        [python, program],
+        [*before, python, program],
         env=_environment(hub, folder) | {"HUBMETER_TO": "me/run-metrics", **more},
         capture_output=True,
         text=True,
         timeout=90,
         check=False,
         cwd=folder,
+        start_new_session=True,
     )
 
 

@@ -28,7 +28,7 @@ from hubmeter.recovery import recover
 from hubmeter.settings import load_settings
 from loopback_hub import Fault, LoopbackHub
 from makers import POWER, SECOND, T0, gauge, point, request
-from observed import HEAD, Machine, undisturbed  # noqa: F401
+from observed import HEAD, Machine, shards, undisturbed  # noqa: F401
 from orphans import contents, journals, kill, program, rows, run, watts
 
 
@@ -128,7 +128,7 @@ def test_memory_stays_flat_over_parts(tmp_path: Path) -> None:
 
     assert max(seen[2:]) < seen[1] + 100_000, seen
     assert pipeline.counts() == Counts(received=400_000, stored=0, published=400_000, rejected=0)
-    assert len(contents(tmp_path / "data")) == 8
+    assert len(shards(tmp_path / "data", "points")) == 8
 
 
 def test_memory_stays_flat_while_the_destination_is_away(
@@ -144,7 +144,7 @@ def test_memory_stays_flat_while_the_destination_is_away(
 
     (tmp_path / "data").unlink()
     pipeline.close(soon())
-    assert len(contents(tmp_path / "data")) == 8
+    assert len(shards(tmp_path / "data", "points")) == 8
     assert len(rows(contents(tmp_path / "data"), "points")) == 8 * 50_000
     assert journals(tmp_path) == []
 

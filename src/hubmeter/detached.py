@@ -29,6 +29,8 @@ def start_detached(arguments: Sequence[str], *, pass_fds: Sequence[int] = ()) ->
     It is no child of this process, which may be waiting for its children, gets no signal
     of its terminal, and writes nothing. Its environment is ours, so is the Hub's token.
     """
+    if not sys.executable:  # Python inside another program
+        return False
     shell = ["/bin/sh", "-c", '"$@" &', "sh"]
     program = [sys.executable, "-I", "-c", _PROGRAM, json.dumps(_places()), *arguments]
     try:
@@ -40,6 +42,7 @@ def start_detached(arguments: Sequence[str], *, pass_fds: Sequence[int] = ()) ->
             start_new_session=True,
             pass_fds=pass_fds,
             env=_environment(),
+            cwd="/",  # the program's folder may be on a disk that somebody wants to unmount
             timeout=5,
             check=True,
         )

@@ -1,81 +1,81 @@
 """
-How a process ends. SIGTERM and SIGHUP run no exit hook by themselves; this makes them.
+SIGTERM and SIGHUP run no exit hook: here the run is published before they end the process.
 
-Only where nothing else handles them. The process still ends by its signal, so that who
-started it sees what it would see without us.
+Only where nothing else handles them. For the program it is as without us, only later: no
+``finally`` block and no exit hook runs, and it ends by its signal. ``SystemExit`` instead
+would let it live on: a pool of processes would replace the workers that the same signal
+ended, and wait for them for ever.
 """
 
 from __future__ import annotations
 
-import atexit
 import os
 import signal
-import sys
 import threading
 import time
 from collections.abc import Callable
-from contextlib import suppress
 from types import FrameType
 
+from .deadline import Deadline
+
 GRACE_S = 8.0
-"""A program that has not ended so long after its signal is ended. ``docker stop`` waits 10 s."""
+"""Longest delay. ``docker stop`` kills after 10 s."""
 
-LAST_S = 1.5
-"""What is left for publishing then."""
+ONCE_S = 1.0
+"""``timeout`` signals its child, and then the child's group: two signals, one wish."""
 
-_handled = {"owner": 0, "signal": 0}
-_last_chance: list[Callable[[float], None]] = []
+_handled = {"owner": 0, "signal": 0, "at_s": 0.0}
+_publishers: list[Callable[[Deadline], None]] = []
 
 
-def publish_on_signals(publish: Callable[[float], None]) -> None:
+def publish_on_signals(publish: Callable[[Deadline], None]) -> None:
     """
-    Let SIGTERM and SIGHUP end the program in order, as ``sys.exit`` would.
+    Call *publish* before SIGTERM or SIGHUP ends the process.
 
     Args:
-        publish: Called with a number of seconds, from another thread, if the program
-            has not ended after a while: a thread of its own may keep it alive, which
-            without us would have been ended by the signal.
+        publish: Called in another thread: the main thread stands still somewhere, and may
+            hold any lock.
     """
     if threading.current_thread() is not threading.main_thread():
         return
-    _last_chance.append(publish)
+    _publishers.append(publish)
     if _handled["owner"] == os.getpid():
         return
+    if not _handled["owner"] and hasattr(os, "register_at_fork"):
+        os.register_at_fork(after_in_child=_end_in_child)
     _handled["owner"] = os.getpid()
     for number in (signal.SIGTERM, getattr(signal, "SIGHUP", None)):
         if number is not None and signal.getsignal(number) is signal.SIG_DFL:
             signal.signal(number, _end)
-    atexit.register(_end_by_signal)
 
 
 def _end(number: int, _: FrameType | None) -> None:
-    # In a forked child as if we were not here; and who sends a second signal insists.
-    if os.getpid() != _handled["owner"] or _handled["signal"]:
-        _default(number)
-        return
-    _handled["signal"] = number
-    with suppress(RuntimeError):  # the interpreter is ending already
-        threading.Thread(target=_insist, args=(number,), daemon=True).start()
-    raise SystemExit(128 + number)
-
-
-def _insist(number: int) -> None:
-    """End a process that a thread or a handler keeps alive."""
-    time.sleep(GRACE_S)
-    for publish in _last_chance:
-        publish(LAST_S)
-    os._exit(128 + number)
-
-
-def _end_by_signal() -> None:
-    """The last thing at exit: what waits for us sees a process that its signal ended."""
-    if _handled["signal"] and os.getpid() == _handled["owner"]:
-        for stream in (sys.stdout, sys.stderr):
-            with suppress(AttributeError, OSError, ValueError):
-                stream.flush()
-        _default(_handled["signal"])
-
-
-def _default(number: int) -> None:
+    if os.getpid() == _handled["owner"]:
+        if _handled["signal"] and time.monotonic() - _handled["at_s"] < ONCE_S:
+            return
+        if not _handled["signal"]:  # who sends a second one insists
+            _handled.update(signal=number, at_s=time.monotonic())
+            _publish(Deadline.after(GRACE_S))
     signal.signal(number, signal.SIG_DFL)
     os.kill(os.getpid(), number)
+
+
+def _publish(deadline: Deadline) -> None:
+    helper = threading.Thread(target=_call_publishers, args=(deadline,), daemon=True)
+    try:
+        helper.start()
+    except RuntimeError:  # the interpreter ends already
+        _call_publishers(deadline)
+    else:
+        helper.join(deadline.remaining_s())
+
+
+def _call_publishers(deadline: Deadline) -> None:
+    for publish in _publishers:
+        publish(deadline)
+
+
+def _end_in_child() -> None:
+    """A child that was forked after its parent's signal would not have been there without us."""
+    if _handled["signal"]:
+        os._exit(128 + int(_handled["signal"]))

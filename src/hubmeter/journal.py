@@ -212,7 +212,7 @@ class Journal:
             self.size_bytes = os.fstat(self._file.fd).st_size
 
     def _unwritten(self, error: OSError) -> JournalError:
-        kept = f"{self.owed_bytes} bytes wait in memory" if self.owes_last else "refused"
+        kept = "the points wait in memory" if self.owes_last else "refused"
         failure = JournalError(
             f"cannot write the journal {self.path}: {_why(error)} ({kept}). Free some space there"
         )

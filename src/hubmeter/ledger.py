@@ -91,6 +91,7 @@ class Block:
         starts: Start times from that batch on, where they differ from the batch before.
         integers: Which values were integers, per batch where it differs likewise.
         extras: Index in *values* to flags and exemplars.
+        is_torn: A batch was taken in part.
     """
 
     layout: SeriesLayout
@@ -102,13 +103,21 @@ class Block:
     starts: list[tuple[int, array[int]]] = field(default_factory=list)
     integers: list[tuple[int, bytes]] = field(default_factory=list)
     extras: dict[int, Extra] = field(default_factory=dict)
+    is_torn: bool = False
 
     def __len__(self) -> int:
         """Number of batches."""
         return len(self.batch_numbers)
 
     def append(self, packed: Packed, number: int) -> None:
-        """Take *packed*, which has this block's layout and way of telling time. Cannot fail."""
+        """
+        Take *packed*, which has this block's layout and way of telling time.
+
+        Nothing in it can fail, but a signal handler may raise in the middle.
+        """
+        if self.is_torn:
+            self._mend()
+        self.is_torn = True
         first, place = len(self.values), len(self.batch_numbers)
         if not self.integers or self.integers[-1][1] != packed.kinds:
             self.integers.append((place, packed.kinds))
@@ -116,14 +125,29 @@ class Block:
             self.starts.append((place, packed.starts))
         self.values.extend(packed.values)
         self.times_unix_nano.extend(packed.times_unix_nano)
-        self.batch_numbers.append(number)
         if packed.special:
             self.special.update({first + index: v for index, v in packed.special.items()})
         if packed.extras:
             self.extras.update({first + index: extra for index, extra in packed.extras.items()})
+        self.batch_numbers.append(number)  # with it, the batch is there
+        self.is_torn = False
+
+    def _mend(self) -> None:
+        """Drop the batch that was taken in part."""
+        batches = len(self.batch_numbers)
+        end = batches * len(self.layout.series)
+        del self.values[end:]
+        del self.times_unix_nano[batches if self.shares_time else end :]
+        self.starts = [change for change in self.starts if change[0] < batches]
+        self.integers = [change for change in self.integers if change[0] < batches]
+        self.special = {index: value for index, value in self.special.items() if index < end}
+        self.extras = {index: extra for index, extra in self.extras.items() if index < end}
+        self.is_torn = False
 
     def copy(self) -> Block:
         """The batches so far; no reader holds a buffer that must grow."""
+        if self.is_torn:
+            self._mend()
         return Block(
             self.layout,
             self.shares_time,

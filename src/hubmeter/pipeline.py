@@ -110,7 +110,7 @@ class Pipeline:
         self._publishing = threading.Lock()
         self._publisher = 0  # the thread that publishes
         self.uploader = _uploader(self, settings.flush_every_s)
-        _renew_locks_after_fork(self)
+        _pipelines.add(self)
 
     @property
     def run_id(self) -> str:
@@ -162,10 +162,6 @@ class Pipeline:
                 rejected=self._rejected,
             )
 
-    def flush(self, deadline: Deadline) -> bool:
-        """Everything that :meth:`consume` took is already in the journal: nothing to wait for."""
-        return True
-
     def close(self, deadline: Deadline) -> bool:
         """
         Publish the run. Further calls publish what came since, and what failed before.
@@ -180,26 +176,26 @@ class Pipeline:
         with self._lock:
             is_first, self._closed = not self._closed, True
             if is_first or not self._segment.is_empty:
-                has_rows = self._has_rows or bool(self._ended)  # a part that failed has some
-                self._cut(self._wall_clock_ns() if is_first and not has_rows else None)
+                self._cut(self._wall_clock_ns() if is_first and not self._has_rows else None)
             is_safe = all(segment.is_journaled for segment in self._ended)
             is_done = not self._ended
         if not is_safe:  # leaving would lose more than waiting
             deadline = Deadline.after(max(MEMORY_ONLY_S, deadline.remaining_s()))
-        if is_done or self._hand_over(deadline):
-            self.uploader.stop()
-            return True
-        return False
+        if not is_done and not self._hand_over(deadline):
+            return False
+        self.uploader.stop()
+        return not self.unpublished()
 
     def publish_part(self) -> None:
         """Publish what there is of a run that goes on, and forget it. What fails comes again."""
         with self._lock:
             if not self._segment.is_empty:
                 self._cut(None)
+        level = logging.WARNING if self.failure is None else logging.DEBUG
         try:
             self._publish(Deadline.after(PART_PUBLISH_S), keep=False)
         except PublishError as error:
-            log.warning("hubmeter: %s; the run goes on, and the next part tries again", error)
+            log.log(level, "hubmeter: %s; the run goes on, and the next part tries again", error)
 
     def leave(self) -> bool:
         """
@@ -278,12 +274,16 @@ class Pipeline:
 
     def _seal(self, segments: list[Segment], *, keep: bool) -> None:
         for segment in segments:
+            if self._has_rows and segment.stands_for_empty_run:
+                segment.end()  # an earlier part has rows
             self._opening = segment.seal(self._opening)
+            self._has_rows = self._has_rows or segment.rows > 0
             if not keep:
                 segment.forget_points()
         if segments:
-            with self._lock:
-                self._segment.continue_from(self._opening)
+            with self._lock:  # what was cut meanwhile comes first
+                later = [one for one in self._ended if one.part > segments[-1].part]
+                (later or [self._segment])[0].continue_from(self._opening)
 
     def _send(self, segments: list[Segment], deadline: Deadline) -> None:
         longest_s = LONGEST_PUBLISH_S if self._closed else PART_PUBLISH_S
@@ -294,10 +294,9 @@ class Pipeline:
             destination = destination_of(self.run.to, run_id, self.run.base)
             self._sink = self._sink or sink_of(destination, private=self.run.private)
             self._sink.publish(shards, deadline.no_later_than(Deadline.after(longest_s)))
-            self._has_rows = True
             rows = sum(shard.rows for shard in shards)
             log.info("hubmeter: %d rows of run %s are in %s", rows, run_id, self._sink)
-        for segment in segments:
+        for segment in reversed(segments):  # a later one can do without an earlier one's totals
             segment.finish(str(self._sink))
 
     def _cut(self, empty_run_unix_nano: int | None) -> None:
@@ -369,15 +368,15 @@ def _uploader(pipeline: Pipeline, interval_s: float) -> Uploader:
     return uploader
 
 
-def _renew_locks_after_fork(pipeline: Pipeline) -> None:
+_pipelines: weakref.WeakSet[Pipeline] = weakref.WeakSet()
+
+
+def _renew_locks() -> None:
     """A lock that some thread held while the process forked would never be released."""
-    if not hasattr(os, "register_at_fork"):
-        return
-    reference = weakref.ref(pipeline)
+    for pipeline in _pipelines:
+        pipeline._lock = threading.Lock()  # noqa: SLF001
+        pipeline._publishing = threading.Lock()  # noqa: SLF001
 
-    def renew() -> None:
-        if (survivor := reference()) is not None:
-            survivor._lock = threading.Lock()  # noqa: SLF001
-            survivor._publishing = threading.Lock()  # noqa: SLF001
 
-    os.register_at_fork(after_in_child=renew)
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_renew_locks)

@@ -58,7 +58,7 @@ def write_receipt(folder: Path, receipt: Receipt) -> None:
     """Note *receipt* in the journal directory *folder*. What is published stays so without it."""
     path = folder / FOLDER / f"{receipt.name}.json"
     try:
-        write_whole({path: json.dumps(asdict(receipt)).encode()})
+        write_whole({path: json.dumps(asdict(receipt)).encode()}, mode=0o600)
         for old in sorted(path.parent.glob("*.json"))[:-MOST_RECEIPTS]:
             old.unlink(missing_ok=True)
     except OSError as error:

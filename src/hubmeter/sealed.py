@@ -8,18 +8,24 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import zipfile
 import zlib
 from collections.abc import Mapping
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 from .errors import JournalError
+from .schema import CONFIGS
 from .shard import Shard
 from .whole_files import write_whole
 
 FORMAT = 1
 MANIFEST = "manifest.json"
+
+_SHARD_FILE = re.compile(
+    rf"data/(?:{'|'.join(CONFIGS)})/\d{{4}}-\d{{2}}/[A-Za-z0-9][A-Za-z0-9_.-]*\.parquet", re.ASCII
+)
 
 # What zipfile raises about files that are damaged, or no zip.
 _DAMAGED = (zipfile.BadZipFile, zlib.error, KeyError, TypeError, ValueError, AttributeError,
@@ -39,7 +45,7 @@ def write_sealed(path: Path, shard: Shard, closing: Any = None) -> None:
         JournalError: What was there before still is.
     """
     try:
-        write_whole({path: _packed(shard, closing)})
+        write_whole({path: _packed(shard, closing)}, mode=0o600)
     except OSError as error:
         raise JournalError(
             f"cannot write {path}: {error.strerror or error}. Free some space there; the journal"
@@ -62,16 +68,6 @@ def read_sealed(path: Path) -> tuple[Shard, Any]:
         raise JournalError(
             f"{path} is damaged: {error}. Remove it: it is made again from the journal beside it"
         ) from error
-
-
-def remove(path: Path) -> None:
-    """
-    Remove the file at *path*, if it is there.
-
-    Raises:
-        OSError: It cannot be removed.
-    """
-    path.unlink(missing_ok=True)
 
 
 def _packed(shard: Shard, closing: Any) -> bytes:
@@ -124,8 +120,7 @@ def _member(archive: zipfile.ZipFile, path: str) -> bytes:
 
 
 def _safe(path: str) -> str:
-    """*path* if it stays inside a dataset; it becomes a path there, or in a folder."""
-    parts = PurePosixPath(path).parts
-    if not parts or path.startswith("/") or ".." in parts or set(path) & set("\\:\0"):
-        raise ValueError(f"the path {path!r} leads out of the dataset")
+    """*path* if it is one that a shard has; it becomes a path in a repository or a folder."""
+    if not _SHARD_FILE.fullmatch(path):
+        raise ValueError(f"{path!r} is no path of a shard")
     return path

@@ -7,6 +7,7 @@ from __future__ import annotations
 import logging
 import time
 from collections import Counter
+from contextlib import suppress
 from dataclasses import replace
 from datetime import datetime, timezone
 from pathlib import Path
@@ -30,8 +31,8 @@ class Segment:
     """
     Takes points until it is ended, then becomes a shard. Not thread safe.
 
-    The journal file is made with the first point. If that is not possible the points
-    are in memory only, which is logged once.
+    The journal file is made with the first point. As long as that is not possible the
+    points are in memory, and each batch tries again.
 
     Args:
         part: Number of the segment within run and process.
@@ -53,6 +54,8 @@ class Segment:
         self._fsync = fsync
         self._journal: Journal | None = None
         self._claim: Claim | None = None
+        self._unwritten: list[Packed] = []  # there is no file yet
+        self._is_whole = True
         self._empty_run_unix_nano: int | None = None
         self._is_sealed = False
 
@@ -78,8 +81,22 @@ class Segment:
         return self.received - (0 if self._shard is None else self._shard.published)
 
     @property
+    def rows(self) -> int:
+        """Of the ``default`` config. Known once it is sealed."""
+        return 0 if self._shard is None else self._shard.rows
+
+    @property
+    def stands_for_empty_run(self) -> bool:
+        """Whether it makes a row if there is none."""
+        return self._empty_run_unix_nano is not None
+
+    @property
     def is_journaled(self) -> bool:
-        return self._journal is not None
+        """Whether the file has all points."""
+        journal = self._journal
+        return (
+            journal is not None and self._is_whole and not (self._unwritten or journal.owed_bytes)
+        )
 
     @property
     def is_gone(self) -> bool:
@@ -98,10 +115,16 @@ class Segment:
         Raises:
             JournalError: They do not, but are in memory.
         """
-        journal = self._journal or self._open()
         try:
+            journal = self._journal or self._open()
             if journal is not None:
                 journal.append(packed)
+        except JournalError:
+            if self._journal is None:
+                self._unwritten.append(packed)
+            elif not self._journal.owes_last:
+                self._is_whole = False
+            raise
         finally:
             self.ledger.append(packed)
 
@@ -118,8 +141,9 @@ class Segment:
         """
         Nothing follows. A run without rows gets one with the time *empty_run_unix_nano*.
         """
-        if empty_run_unix_nano is not None:
-            self._open()
+        with suppress(JournalError):
+            if empty_run_unix_nano is not None or self._unwritten:
+                self._open()
         self._empty_run_unix_nano = empty_run_unix_nano
         self._note("end", {"empty_run_unix_nano": empty_run_unix_nano, "lost": dict(self.lost)})
 
@@ -127,6 +151,8 @@ class Segment:
         """Freeze the shard, in memory and beside the journal; returns the closing totals."""
         if self._is_sealed:
             return opening
+        if opening is not self.opening:  # without `.sealed` the journal must say the same
+            self.continue_from(opening)
         self._shard, closing = seal_segment(
             self.points(),
             self.run,
@@ -157,7 +183,9 @@ class Segment:
         return read_sealed(sealed_path(self._journal.path))[0]
 
     def forget_points(self) -> None:
-        """Free the memory: the shard has them."""
+        """Free the memory, if the shard is on disk."""
+        if self._shard is not None and self._shard.files:
+            return
         self._received = self.received - sum(self.lost.values())
         self.ledger = Ledger(self.ledger.batches)
 
@@ -175,7 +203,7 @@ class Segment:
 
     def reclaim(self) -> bool:
         """Take the journal again after :meth:`release`; False if a recovery was faster."""
-        if self._journal is None or self._journal.is_open:
+        if self._journal is None or self._journal.is_open or self._claim is not None:
             return True
         self._claim = Claim.take(self._journal.path)
         return self._claim is not None
@@ -190,24 +218,25 @@ class Segment:
         self.discard()
 
     def discard(self) -> None:
-        """Remove what is on disk."""
+        """Remove what is on disk. What cannot be removed is found and settled by a recovery."""
         if self._journal is not None:
-            sealed_path(self._journal.path).unlink(missing_ok=True)
-            self._journal.discard()
+            try:
+                sealed_path(self._journal.path).unlink(missing_ok=True)
+                self._journal.discard()
+            except OSError as error:
+                log.warning("hubmeter: %s is published, but stays on disk: %s", self.name, error)
         self.release()
 
     def _open(self) -> Journal | None:
         if self._journal is not None or self._folder is None:
             return self._journal
-        try:
-            header = {"run": run_as_json(self.run), "part": self.part}
-            self._journal = Journal.create(self._folder, self.name, header, fsync=self._fsync)
-        except JournalError as error:
-            log.warning("hubmeter: %s. Until the run is published it is in memory only", error)
-            self._folder = None
-            return None
+        header = {"run": run_as_json(self.run), "part": self.part}
+        self._journal = Journal.create(self._folder, self.name, header, fsync=self._fsync)
         if self.opening is not START:
             self._note("opening", as_json(self.opening))
+        while self._unwritten:
+            self._journal.append(self._unwritten[0])
+            del self._unwritten[0]
         return self._journal
 
     def _note(self, kind: str, value: Any) -> None:

@@ -24,6 +24,8 @@ LONGEST_NAME = 96
 
 OFF = ("off", "0", "none", "no")
 
+_SECRET = re.compile(r"@|hf_\w{8,}")
+
 HUB_URL = re.compile(r"hf://datasets/[^/@]+/[^/@]+/?")
 
 
@@ -212,7 +214,7 @@ def load_settings(**given: Any) -> Settings:
             try:
                 value = setting.parse(_as_text(text).strip())
             except ValueError as error:
-                wrong.append(f"{origin}={text!r} is ignored: {error}")
+                wrong.append(f"{origin}={_shown(text)} is ignored: {error}")
                 continue
             values[setting.name], origins[setting.name] = value, origin
             break
@@ -272,6 +274,11 @@ def _unknown_variables() -> list[str]:
     known = {setting.variable for setting in SETTINGS}
     names = sorted(n for n in os.environ if n.startswith("HUBMETER_") and n not in known)
     return [f"{name} is no setting: see hubmeter doctor" for name in names]
+
+
+def _shown(value: Any) -> str:
+    """A wrong value as a message may repeat it: not if there may be a token in it."""
+    return "(hidden)" if _SECRET.search(str(value)) else repr(value)
 
 
 def _as_text(value: Any) -> str:

@@ -68,7 +68,7 @@ def seal(
     """
     from .tables import write_parquet
 
-    name = f"{safe_name(run_id)}-{process_id}"
+    name = f"{safe_name(run_id)}-{safe_name(process_id)}"
     # datasets 5.2 cannot open a config that has only empty files
     filled = {config: table for config, table in tables.items() if table.num_rows}
     month = next(iter(filled.values()))["timestamp"][0].as_py()[:7]

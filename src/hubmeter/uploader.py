@@ -45,7 +45,7 @@ class Job:
 
         Raises what the work raised.
         """
-        if not self._done.wait(deadline.remaining_s()):
+        if not self._done.wait(min(deadline.remaining_s(), threading.TIMEOUT_MAX)):
             return False
         if self._error is not None:
             error, self._error = self._error, None

@@ -8,12 +8,16 @@ from __future__ import annotations
 import logging
 import os
 import threading
-from collections.abc import Iterable
+from collections.abc import Sequence
+from contextlib import suppress
 from importlib import import_module
 
 log = logging.getLogger(__name__)
 
 LONGEST_FORK_DELAY_S = 2.0
+
+FORK_HOOKS = ("filelock",)
+"""They have hooks before and after a fork; imported inside one, the second misses the first."""
 
 LOCAL = (
     "hubmeter.sealing",
@@ -28,8 +32,12 @@ _idle = threading.Event()
 _idle.set()
 
 
-def warm(names: Iterable[str]) -> None:
+def warm(names: Sequence[str]) -> None:
     """Import modules. What cannot be imported now is complained of when it is needed."""
+    if any("huggingface" in name for name in names):
+        with suppress(ImportError):
+            for name in FORK_HOOKS:
+                import_module(name)
     _idle.clear()
     try:
         for name in names:

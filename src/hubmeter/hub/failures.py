@@ -153,6 +153,8 @@ def failure_of(error: Exception) -> Failure:
     return Failure(
         why=f"the client of the Hub failed ({_named(error)})",
         advice="check HF_ENDPOINT and the version of huggingface_hub",
+        can_pass=True,  # in another process, or later
+        after_s=math.inf,
     )
 
 

@@ -17,6 +17,7 @@ from pathlib import Path
 from shlex import quote
 from typing import TYPE_CHECKING, Any
 
+from opentelemetry.sdk.metrics import MeterProvider
 from opentelemetry.sdk.metrics.export import (
     AggregationTemporality,
     InMemoryMetricReader,
@@ -43,8 +44,14 @@ log = logging.getLogger(__name__)
 DEFAULT_BUDGET_MS = 30_000
 """As in the SDK."""
 
-LAST_BUDGET_MS = 5_000
-"""At exit, for what a shutdown with less time left unfinished."""
+LEAVING_S = 1.0
+"""For starting a process that goes on."""
+
+LAST_COLLECT_S = 2.0
+"""For callbacks of the program, before SIGTERM ends it."""
+
+LAST_BUDGET_MS = 1_000
+"""At exit, for what a shutdown that was granted less left unfinished."""
 
 _created = False
 
@@ -93,6 +100,7 @@ class HubMetricExporter(MetricExporter):
         self._complaints: set[str] = set()
         self._has_received = False
         self._told_child = False
+        self._anchor = _Anchor(self)
         _prepare_process()
         try:
             self._pipeline = pipeline or _open_pipeline(to, settings)
@@ -104,7 +112,7 @@ class HubMetricExporter(MetricExporter):
         if self._pipeline is not None:
             # Runs after the hook of a provider that is made later, so only what nobody
             # shuts down is left: readers that were added late (opentelemetry-python #4818).
-            atexit.register(self._publish_at_exit)
+            atexit.register(self._anchor.publish_at_exit)
 
     def export(
         self, metrics_data: MetricsData, timeout_millis: float = 10_000, **kwargs: Any
@@ -118,6 +126,7 @@ class HubMetricExporter(MetricExporter):
             with self._decoding:
                 batch = self._decoder.decode(metrics_data)
             self._has_received = True
+            self._anchor.hold(self)
             self._pipeline.consume(batch)
         except JournalError as error:
             self._complain(f"hubmeter: {error}", exc_info=False)
@@ -128,20 +137,17 @@ class HubMetricExporter(MetricExporter):
         return MetricExportResult.SUCCESS
 
     def force_flush(self, timeout_millis: float = 10_000, **kwargs: Any) -> bool:
-        if self._pipeline is None or self._in_forked_child():
-            return True
-        try:
-            return self._pipeline.flush(_deadline(timeout_millis, kwargs))
-        except Exception:
-            self._complain("hubmeter: not flushed, the program goes on")
-            return False
+        """Nothing to wait for: what :meth:`export` took is in the journal."""
+        return True
 
     def shutdown(self, timeout_millis: float = 30_000, **kwargs: Any) -> None:
         """Publish the run. A further call publishes what came since, if anything did."""
         if self._pipeline is None or self._in_forked_child():
             return
         try:
-            if not self._pipeline.close(_deadline(timeout_millis, kwargs)):
+            if self._pipeline.close(_deadline(timeout_millis, kwargs)):
+                self._anchor.let_go()
+            else:
                 log.info("hubmeter: the time for shutdown is over, publishing goes on")
         except PublishError as error:
             self._complain(f"hubmeter: {error}. {_what_next(self._pipeline)}", exc_info=False)
@@ -164,7 +170,7 @@ class HubMetricExporter(MetricExporter):
 
     def _prepare_for_the_end(self, pipeline: Pipeline) -> None:
         if pipeline.settings.signals:
-            publish_on_signals(self._publish_within)
+            publish_on_signals(self._anchor.publish_before_death)
         if pipeline.settings.self_metrics:
             from .self_metrics import observe
 
@@ -177,21 +183,34 @@ class HubMetricExporter(MetricExporter):
             start_sentinel(pipeline.journal_dir, pipeline.run.process_id)
         pipeline.uploader.submit(partial(_say_what_waits, pipeline.journal_dir))
 
-    def _publish_within(self, seconds: float) -> None:
-        self.shutdown(timeout_millis=seconds * 1e3)
-
     def _publish_at_exit(self) -> None:
         if self._pipeline is None or self._in_forked_child():
             return
-        # What failed a moment ago would fail again, and the program would wait twice.
-        if self._pipeline.failure is None:
-            if self._pipeline.unpublished():
-                self.shutdown(timeout_millis=LAST_BUDGET_MS)
-            elif self._has_received:
-                self.shutdown()
-        if self._pipeline.leave():
-            why = self._pipeline.failure or "the run is not published yet"
-            self._complain(f"hubmeter: {why}. {_what_next(self._pipeline)}", exc_info=False)
+        try:
+            # What failed a moment ago would fail again, and the program would wait twice.
+            if self._pipeline.failure is None:
+                if self._pipeline.unpublished():
+                    self.shutdown(timeout_millis=LAST_BUDGET_MS)
+                elif self._has_received:
+                    self.shutdown()
+            self._leave(self._pipeline)
+        except Exception:
+            self._complain("hubmeter: not left cleanly")
+
+    def _publish_before_death(self, deadline: Deadline) -> None:
+        if self._pipeline is None or self._in_forked_child():
+            return
+        try:
+            _collect_last(self)
+            self.shutdown(timeout_millis=(deadline.remaining_s() - LEAVING_S) * 1e3)
+            self._leave(self._pipeline)
+        except Exception:
+            self._complain("hubmeter: not left cleanly")
+
+    def _leave(self, pipeline: Pipeline) -> None:
+        if pipeline.leave():
+            why = pipeline.failure or "the run is not published yet"
+            self._complain(f"hubmeter: {why}. {_what_next(pipeline)}", exc_info=False)
 
     def _in_forked_child(self) -> bool:
         # The SDK restarts its reader in every fork, so without this a DataLoader
@@ -208,6 +227,53 @@ class HubMetricExporter(MetricExporter):
         level = logging.DEBUG if message in self._complaints else logging.ERROR
         self._complaints.add(message)
         log.log(level, "%s", message, exc_info=exc_info)
+
+
+class _Anchor:
+    """
+    Holds an exporter that still has something to publish, for exit hooks and signals.
+
+    They live as long as the process, and so would every exporter and its rows.
+    """
+
+    def __init__(self, exporter: HubMetricExporter) -> None:
+        self._exporter: HubMetricExporter | None = exporter
+
+    def hold(self, exporter: HubMetricExporter) -> None:
+        self._exporter = exporter
+
+    def let_go(self) -> None:
+        self._exporter = None
+
+    def publish_at_exit(self) -> None:
+        if self._exporter is not None:
+            self._exporter._publish_at_exit()  # noqa: SLF001 - its other half
+
+    def publish_before_death(self, deadline: Deadline) -> None:
+        if self._exporter is not None:
+            self._exporter._publish_before_death(deadline)  # noqa: SLF001 - its other half
+
+
+def _collect_last(exporter: HubMetricExporter) -> None:
+    """
+    Let the readers of *exporter* collect once more, as a shutdown of their provider would.
+
+    In another thread, for a while: the main thread may hold one of the SDK's locks.
+    """
+    readers = [
+        reader
+        for reader in list(getattr(MeterProvider, "_all_metric_readers", ()))
+        if getattr(reader, "_exporter", None) is exporter
+    ]
+
+    def collect() -> None:
+        for reader in readers:
+            with suppress(Exception):  # a callback of the program, or a provider shut down
+                reader.collect(timeout_millis=LAST_COLLECT_S * 1e3)
+
+    collector = threading.Thread(target=collect, daemon=True)
+    collector.start()
+    collector.join(LAST_COLLECT_S)
 
 
 def _open_pipeline(to: str | None, settings: dict[str, Any]) -> Pipeline | None:

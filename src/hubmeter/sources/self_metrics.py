@@ -4,6 +4,7 @@ What hubmeter itself did, as OpenTelemetry metrics. Off unless ``HUBMETER_SELF_M
 
 from __future__ import annotations
 
+import os
 import weakref
 from collections.abc import Callable, Iterable
 
@@ -27,14 +28,16 @@ def observe(pipeline: Pipeline, meter: Meter | None = None) -> None:
     """
     meter = meter or get_meter("hubmeter")
     attributes = {"hubmeter.process_id": pipeline.run.process_id}
-    reference = weakref.ref(pipeline)
+    reference, owner_pid = weakref.ref(pipeline), os.getpid()
 
     def callback(
         read: Callable[[Counts], int],
     ) -> Callable[[CallbackOptions], Iterable[Observation]]:
         def observed(_: CallbackOptions) -> Iterable[Observation]:
             survivor = reference()
-            return [Observation(read(survivor.counts()), attributes)] if survivor else []
+            if survivor is None or os.getpid() != owner_pid:  # a forked child counts nothing
+                return []
+            return [Observation(read(survivor.counts()), attributes)]
 
         return observed
 
