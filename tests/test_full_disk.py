@@ -255,8 +255,36 @@ def test_a_journal_directory_that_is_removed(is_late: bool, tmp_path: Path) -> N
     assert list(tmp_path.glob("journal/*.journal")) == []
 
 
-NOT_JOURNALED = {
+GONE = {
     "removed": 'import shutil; shutil.rmtree("journal")',
+    "closed": "os.closerange(3, 256)",
+    "taken": "os.closerange(3, 256); mine = [open(f'mine{n}', 'w+') for n in range(20)]",
+}
+
+
+@pytest.mark.parametrize("how", GONE)
+def test_a_journal_that_the_program_takes_away_is_made_anew(how: str, tmp_path: Path) -> None:
+    """Also the points from before survive SIGKILL, and no file of the program is written to."""
+    code = f"""
+    {GONE[how]}
+    measure(provider, 8)
+    provider.force_flush()
+    measure(provider, 9)
+    provider.force_flush()
+    os.kill(os.getpid(), signal.SIGKILL)
+    """
+    done = run(
+        agent(code, tmp_path), tmp_path, HUBMETER_TO="./data", HUBMETER_JOURNAL_DIR="./journal"
+    )
+    assert done.returncode == -9, done.stderr
+    assert hubmeter("recover", "journal", folder=tmp_path).returncode == 0
+    assert watts(contents(tmp_path / "data")) == [7, 8, 9]
+    assert [path.read_text() for path in tmp_path.glob("mine*")] == [""] * (
+        20 if how == "taken" else 0
+    )
+
+
+NOT_JOURNALED = {
     "a file": 'import shutil; shutil.rmtree("journal"); open("journal", "w").close()',
     "full": """
 import resource

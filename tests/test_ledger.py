@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
+import sys
 import tracemalloc
 from array import array
 
@@ -11,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hubmeter.batch import Distribution, Extra, PointBatch, Series, SeriesLayout
-from hubmeter.ledger import Ledger, gather, pack
+from hubmeter.ledger import Ledger, Packed, gather, pack
 from makers import CO2, COST, POWER, SECOND, T0, TEMP, USED, UTIL, tables
 
 TOTAL = "gen_ai.gpu.memory.total"
@@ -172,3 +174,65 @@ def test_start_times_are_compared_by_value() -> None:
     ).blocks
 
     assert len(block.starts) == 1
+
+
+def test_batches_come_out_as_they_were_taken() -> None:
+    """From any mix of layouts, ways to tell time, start times, kinds and rare values."""
+    layout = SeriesLayout((series("a"), series("b")))
+    made = [
+        pack(one)
+        for one in (
+            batch(1, 2.5, layout=layout),
+            batch(None, 2**60, layout=layout, time=T0 + 1, extras={1: Extra(flags=2)}),
+            batch(3.0, layout=ONE, start_times_unix_nano=(7,)),
+            PointBatch(
+                layout=layout, times_unix_nano=[T0 + 1, T0 + 2], values=[3, Distribution(count=1)]
+            ),
+            batch(1, 2, layout=layout, time=T0 + 2, start_times_unix_nano=(1, 2)),
+        )
+    ]
+    ledger = Ledger()
+    for one in made:
+        ledger.append(one)
+    found = ledger.packed()
+
+    assert [str(one) for one in found] == [str(one) for one in made]
+    assert all(one.layout is other.layout for one, other in zip(found, made, strict=True))
+
+
+def test_an_interrupted_append_costs_that_batch_only() -> None:
+    """A signal handler may raise anywhere; what was taken before and after stays exact."""
+    layout = SeriesLayout((series("a"), series("b")))
+    ledger = Ledger()
+    ledger.append(pack(batch(1, None, layout=layout)))
+    lines = 0
+    while lines < 40:
+        lines += 1
+        with contextlib.suppress(KeyboardInterrupt):
+            _interrupted_after(lines, ledger, pack(batch(2**60, 2, layout=layout, time=T0 + lines)))
+    ledger.append(pack(batch(None, 3, layout=layout, time=T0 + 1000)))
+    [block] = ledger.snapshot().blocks
+    values = [block.value(index, b"\1\1") for index in range(len(block.values))]
+
+    assert values[:2] == [1, None]
+    assert values[-2:] == [None, 3]
+    assert set(zip(values[2:-2:2], values[3:-2:2], strict=True)) == {(2**60, 2)}
+
+
+def _interrupted_after(lines: int, ledger: Ledger, one: Packed) -> None:
+    """Append *one*, but raise after so many lines of it."""
+    left = lines
+
+    def trace(_, event, __):
+        nonlocal left
+        if event == "line":
+            left -= 1
+            if left == 0:
+                raise KeyboardInterrupt
+        return trace
+
+    sys.settrace(trace)
+    try:
+        ledger.append(one)
+    finally:
+        sys.settrace(None)

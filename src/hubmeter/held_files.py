@@ -70,6 +70,18 @@ class HeldFile:
     def is_open(self) -> bool:
         return self.fd >= 0
 
+    def is_there(self) -> bool:
+        """
+        Whether the descriptor still is that file, and the file has a name.
+
+        A program that becomes a daemon closes all descriptors, and its next file gets ours.
+        """
+        try:
+            status = os.fstat(self.fd)
+        except OSError:
+            return False
+        return status.st_nlink > 0 and _file_id(status) == self.file_id
+
     @property
     def was_mine(self) -> bool:
         """This is the process that opened it, not a child that was forked since."""
@@ -107,8 +119,9 @@ class HeldFile:
                 return
             if self.was_mine:
                 _held.pop(self.file_id, None)
-            with suppress(OSError):  # somebody closed all descriptors
-                os.close(fd)
+            with suppress(OSError):  # it may be a file of the program by now
+                if _file_id(os.fstat(fd)) == self.file_id:
+                    os.close(fd)
 
 
 def take_file(path: Path) -> HeldFile | None:

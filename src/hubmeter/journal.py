@@ -104,6 +104,24 @@ class Journal:
     def is_open(self) -> bool:
         return self._file.is_open
 
+    def is_there(self) -> bool:
+        """
+        Whether the file is where it was; a descriptor that the program closed is opened again.
+        """
+        if self._file.is_there():
+            return True
+        if not self._file.is_mine:
+            return self._file.is_open  # closed by us, or a child's: append() says so
+        self._file.release()
+        with suppress(OSError):
+            found = HeldFile(self.path, os.O_APPEND)
+            if found.file_id == self._file.file_id:
+                self._file = found
+                found.lock()
+                return True
+            found.release()
+        return False
+
     def append(self, packed: Packed) -> None:
         """
         Write a batch in one piece, after what earlier calls owe.
@@ -133,6 +151,7 @@ class Journal:
         if self._file.is_mine:
             with suppress(OSError):
                 self._pay()
+            self._encoder = Encoder(0)  # writes no more; it knew every series
         self._file.release()
 
     def discard(self) -> None:

@@ -13,8 +13,9 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
+from itertools import chain
 from operator import itemgetter
-from typing import NamedTuple, TypeAlias
+from typing import NamedTuple, TypeAlias, TypeVar
 
 from .batch import Distribution, Extra, PointBatch, SeriesLayout, Value
 
@@ -160,6 +161,28 @@ class Block:
             dict(self.extras),
         )
 
+    def packed(self) -> Iterator[tuple[int, Packed]]:
+        """The batches as they were taken, with their numbers."""
+        width, step = len(self.layout.series), 1 if self.shares_time else len(self.layout.series)
+        all_starts, all_kinds = dict(self.starts), dict(self.integers)
+        starts, kinds = array("Q"), b""
+        for place, number in enumerate(self.batch_numbers):
+            starts, kinds = all_starts.get(place, starts), all_kinds.get(place, kinds)
+            first = place * width
+            yield (
+                number,
+                Packed(
+                    self.layout,
+                    self.times_unix_nano[place * step : (place + 1) * step],
+                    self.values[first : first + width],
+                    starts,
+                    kinds,
+                    _slice(self.special, first, width),
+                    _slice(self.extras, first, width),
+                    {},
+                ),
+            )
+
     def value(self, index: int, kinds: bytes) -> Value:
         """The value at *index*, exactly as it was sent; *kinds* are its batch's integers."""
         if index in self.special:
@@ -202,6 +225,17 @@ class Ledger:
         """A copy that does not change any more."""
         return Points(tuple(block.copy() for block in self._blocks.values()), dict(self.skipped))
 
+    def packed(self) -> list[Packed]:
+        """All batches as they were taken, in order of arrival, then the counts of broken points."""
+        numbered = chain.from_iterable(block.packed() for block in self._blocks.values())
+        batches = [packed for _, packed in sorted(numbered, key=itemgetter(0))]
+        if self.skipped:
+            nothing = PointBatch(
+                layout=SeriesLayout(()), times_unix_nano=(), values=(), skipped=dict(self.skipped)
+            )
+            batches.append(pack(nothing))
+        return batches
+
 
 @dataclass(frozen=True, slots=True)
 class Points:
@@ -229,6 +263,15 @@ def _floats(values: Sequence[Value], integers_of: _Picker | None) -> tuple[array
         return floats, True
     integers = integers_of(values)
     return floats, min(integers) > -EXACT and max(integers) < EXACT
+
+
+_T = TypeVar("_T")
+
+
+def _slice(known: Mapping[int, _T], first: int, width: int) -> dict[int, _T]:
+    """What is *known* of one batch, by place in it."""
+    places = (place for place in range(width) if known and first + place in known)
+    return {place: known[first + place] for place in places}
 
 
 # A source repeats its start times and the types of its values, so both are looked at once.

@@ -109,6 +109,7 @@ class Pipeline:
         self._lock = threading.Lock()
         self._publishing = threading.Lock()
         self._publisher = 0  # the thread that publishes
+        self._sending: list[Segment] = []
         self.uploader = _uploader(self, settings.flush_every_s)
         _pipelines.add(self)
 
@@ -246,19 +247,22 @@ class Pipeline:
         self._publisher = threading.get_ident()
         try:
             with self._lock:
-                segments = list(self._ended)
+                segments = self._sending = list(self._ended)
             mine = [segment for segment in segments if segment.reclaim()]
             self._seal(mine, keep=keep)
             self.failure = None
             try:
                 self._send(mine, deadline)
             except PublishError as error:
-                self.failure = error
-                for segment in mine if self._closed else ():
-                    segment.release()
+                # Anew: the traceback would keep all shards in memory.
+                self.failure = type(error)(str(error))
+                for segment in mine:  # each is an open file
+                    if self._closed or segment.is_on_disk:
+                        segment.release()
                 raise
             self._forget(mine, keep=keep)
         finally:
+            self._sending = []
             self._publisher = 0
             self._publishing.release()
 
@@ -325,18 +329,16 @@ class Pipeline:
             )
         if self._segment.bytes_stored >= self._limit_bytes / 2:
             # Two halves: what ended last, and what is being written.
-            if self._publishing.acquire(blocking=False):
-                try:
-                    self._drop_ended()
-                finally:
-                    self._publishing.release()
+            self._drop_ended()
             self._cut(None)
 
     def _drop_ended(self) -> None:
-        dropped = sum(segment.received for segment in self._ended)
-        for segment in self._ended:
+        # What is being published may arrive at any moment: it stays.
+        old = [segment for segment in self._ended if segment not in self._sending]
+        dropped = sum(segment.received for segment in old)
+        for segment in old:
             segment.discard()
-        self._ended = []
+        self._ended = [segment for segment in self._ended if segment not in old]
         if dropped:
             log.warning("hubmeter: the journal is full, the oldest %d points are dropped", dropped)
             self._segment.count_lost(DROPPED, dropped)

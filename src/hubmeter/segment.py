@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from .errors import JournalError
-from .journal import Claim, Journal
+from .journal import Claim, Journal, read_journal
 from .ledger import Ledger, Packed, Points
 from .openings import START, Opening, as_json
 from .receipts import receipt_of, write_receipt
@@ -54,10 +54,11 @@ class Segment:
         self._fsync = fsync
         self._journal: Journal | None = None
         self._claim: Claim | None = None
-        self._unwritten: list[Packed] = []  # there is no file yet
         self._is_whole = True
+        self._owes = False  # the journal owes a batch, not only notes
         self._empty_run_unix_nano: int | None = None
         self._is_sealed = False
+        self.is_on_disk = False  # sealed, and needs no memory
 
     @property
     def name(self) -> str:
@@ -92,16 +93,18 @@ class Segment:
 
     @property
     def is_journaled(self) -> bool:
-        """Whether the file has all points."""
+        """Whether there is a file that has all points."""
         journal = self._journal
-        return (
-            journal is not None and self._is_whole and not (self._unwritten or journal.owed_bytes)
-        )
+        if journal is None or not journal.path.exists():  # or somebody removed it
+            return False
+        return self.is_on_disk or (self._is_whole and not (self._owes and journal.owed_bytes))
 
     @property
     def is_gone(self) -> bool:
         """A recovery published it. What somebody only holds for a moment still has its file."""
-        return self._journal is not None and not self._journal.path.exists()
+        if self._journal is None or self._journal.is_open:
+            return False
+        return not self._journal.path.exists()
 
     @property
     def bytes_stored(self) -> int:
@@ -116,13 +119,18 @@ class Segment:
             JournalError: They do not, but are in memory.
         """
         try:
-            journal = self._journal or self._open()
+            journal = self._journal
+            if journal is None or not journal.is_there():
+                journal = self._open()
             if journal is not None:
                 journal.append(packed)
+                self._owes = False
         except JournalError:
-            if self._journal is None:
-                self._unwritten.append(packed)
-            elif not self._journal.owes_last:
+            if self._journal is None:  # the next attempt writes everything
+                pass
+            elif self._journal.owes_last:
+                self._owes = True
+            else:
                 self._is_whole = False
             raise
         finally:
@@ -142,7 +150,7 @@ class Segment:
         Nothing follows. A run without rows gets one with the time *empty_run_unix_nano*.
         """
         with suppress(JournalError):
-            if empty_run_unix_nano is not None or self._unwritten:
+            if self._journal is None and (self.received or empty_run_unix_nano is not None):
                 self._open()
         self._empty_run_unix_nano = empty_run_unix_nano
         self._note("end", {"empty_run_unix_nano": empty_run_unix_nano, "lost": dict(self.lost)})
@@ -153,34 +161,54 @@ class Segment:
             return opening
         if opening is not self.opening:  # without `.sealed` the journal must say the same
             self.continue_from(opening)
-        self._shard, closing = seal_segment(
-            self.points(),
-            self.run,
-            opening,
-            part=self.part,
-            empty_run_unix_nano=self._empty_run_unix_nano,
-            lost=self.lost,
-        )
+        self._shard, closing = self._sealed(self.points(), opening)
         self._is_sealed = True
-        if self._journal is not None and self._shard is not None:
+        # A sealed file whose journal was removed would never be found.
+        if self._shard is not None and self._journal is not None and self._journal.path.exists():
             try:
                 write_sealed(sealed_path(self._journal.path), self._shard, as_json(closing))
             except OSError as error:  # the journal has the points
                 log.debug("hubmeter: %s is not sealed on disk: %s", self.name, error)
             else:
                 self._shard = replace(self._shard, files={})
+                self.is_on_disk = True
         return closing
 
     def shard(self) -> Shard | None:
-        """
-        What was sealed, with its bytes; None if there is nothing to publish.
-
-        Raises:
-            JournalError: Somebody damaged the file.
-        """
+        """What was sealed, with its bytes; None if there is nothing to publish."""
         if self._shard is None or self._shard.files or self._journal is None:
             return self._shard
-        return read_sealed(sealed_path(self._journal.path))[0]
+        try:
+            return read_sealed(sealed_path(self._journal.path))[0]
+        except OSError:
+            return self._sealed_again()
+
+    def _sealed_again(self) -> Shard | None:
+        """Somebody removed or damaged the sealed file: made anew, from memory or the journal."""
+        try:
+            points = self.points() if self.ledger.points else self._points_on_disk()
+            return self._sealed(points, self.opening)[0]
+        except OSError as error:
+            log.error("hubmeter: %d points of %s are lost, its files were removed: %s",  # noqa: TRY400
+                      self.received, self.name, error)  # fmt: skip
+            return None
+
+    def _points_on_disk(self) -> Points:
+        ledger = Ledger()
+        if self._journal is not None:
+            for packed in read_journal(self._journal.path).contents.batches:
+                ledger.append(packed)
+        return ledger.snapshot()
+
+    def _sealed(self, points: Points, opening: Opening) -> tuple[Shard | None, Opening]:
+        return seal_segment(
+            points,
+            self.run,
+            opening,
+            part=self.part,
+            empty_run_unix_nano=self._empty_run_unix_nano,
+            lost=self.lost,
+        )
 
     def forget_points(self) -> None:
         """Free the memory, if the shard is on disk."""
@@ -228,16 +256,21 @@ class Segment:
         self.release()
 
     def _open(self) -> Journal | None:
-        if self._journal is not None or self._folder is None:
-            return self._journal
+        """A new file with everything so far; None for memory only."""
+        if self._folder is None:
+            return None
+        if self._journal is not None:
+            log.info("hubmeter: the journal %s was removed, it is made anew", self._journal.path)
+            self._journal.close()
+            self._journal = None
         header = {"run": run_as_json(self.run), "part": self.part}
-        self._journal = Journal.create(self._folder, self.name, header, fsync=self._fsync)
+        journal = Journal.create(self._folder, self.name, header, fsync=self._fsync)
+        self._journal, self._is_whole = journal, True
         if self.opening is not START:
             self._note("opening", as_json(self.opening))
-        while self._unwritten:
-            self._journal.append(self._unwritten[0])
-            del self._unwritten[0]
-        return self._journal
+        for packed in self.ledger.packed():
+            journal.append(packed)
+        return journal
 
     def _note(self, kind: str, value: Any) -> None:
         if self._journal is None:
