@@ -760,3 +760,22 @@ def test_a_recovery_does_not_wait_for_a_thread_of_this_process(tmp_path: Path) -
         thread.join()
     assert sorted(found) == sorted(f"r{i}" for i in range(30))
     assert sorted(watts(contents(tmp_path / "data"))) == list(range(30))
+
+
+def test_a_batch_that_does_not_fit_its_layout_costs_only_itself(tmp_path: Path) -> None:
+    """A value too many in a record with good checksums: its neighbours are published."""
+    code = """
+    from array import array
+    pipeline = feed(begin("data", "bad"), 1, 2)
+    from hubmeter.ledger import pack
+    packed = pack(JsonDecoder().decode(request(power(5))))
+    journal = pipeline._segment._journal
+    journal.append(packed._replace(values=array("d", [1.0, 2.0]), kinds=b"\\0\\0"))
+    feed(pipeline, 3, first=3)
+    """
+    kill(code, tmp_path)
+    done = hubmeter("recover", "journal", folder=tmp_path)
+
+    assert "does not fit its layout" in done.stdout + done.stderr
+    assert "Traceback" not in done.stderr
+    assert watts(contents(tmp_path / "data")) == [1, 2, 3]

@@ -15,7 +15,7 @@ from importlib.metadata import PackageNotFoundError, entry_points, version
 from pathlib import Path
 from shlex import quote
 from statistics import median
-from typing import Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from .deadline import Deadline
 from .destinations import Folder, HubRepo, destination_of
@@ -26,6 +26,9 @@ from .receipts import read_receipts, receipt_text
 from .run import absolute
 from .settings import SETTINGS, Settings, fill_in_date
 from .waiting import waiting_text
+
+if TYPE_CHECKING:
+    from .hub import Account, RepoState
 
 State: TypeAlias = Literal["ok", "warning", "error"]
 
@@ -131,21 +134,48 @@ def _destination(settings: Settings) -> Iterator[Finding]:
     destination = destination_of(fill_in_date(settings.to), settings.run_id or "run")
     match destination:
         case HubRepo():
-            yield _hub(destination)
+            yield _hub(destination, is_private=settings.private)
         case Folder(path):
             advice = "set HUBMETER_TO to a folder with room that you may write"
             yield _writable("destination", path, advice)
 
 
-def _hub(repo: HubRepo) -> Finding:
-    from .hub import user_name
+def _hub(repo: HubRepo, *, is_private: bool) -> Finding:
+    """What the Hub says about *repo*, without writing anything."""
+    from .hub import Repository, account
 
+    deadline = Deadline.after(HUB_ANSWERS_WITHIN_S)
     try:
-        name = user_name(Deadline.after(HUB_ANSWERS_WITHIN_S))
+        owner = account(deadline, subject=repo.name)
+        repo = HubRepo(repo.name.replace("{user}", owner.name))
+        state = Repository(repo.name).state_if_any(deadline)
     except PublishError as error:
         advice = "until then runs stay in the journal; publish them with: hubmeter recover"
-        return Finding("destination", "error", f"{repo}: {error}", advice)
-    return Finding("destination", "ok", f"{repo}, as {name}")
+        return Finding("destination", "error", str(error), advice)
+    return _verdict(repo, owner, state, is_private=is_private)
+
+
+def _verdict(
+    repo: HubRepo, account: Account, state: RepoState | None, *, is_private: bool
+) -> Finding:
+    """Whether a run under *account* can be published to *repo*, which has no *state* if new."""
+    text = f"{repo}, as {account.name}"
+    namespace = repo.name.partition("/")[0]
+    if account.role == "read":
+        advice = "use one with write access (https://huggingface.co/settings/tokens)"
+        return Finding("destination", "error", f"{text}: the token may only read", advice)
+    if state and is_private and not state.is_private:
+        advice = "set HUBMETER_PRIVATE=0 to publish there, or name another repository"
+        return Finding("destination", "error", f"{text}: the repository is public", advice)
+    if not state:
+        text += f", will be made, {'private' if is_private else 'public'}"
+    if account.role != "write":
+        text += "; unknown whether this kind of token may write there"
+    if not account.has(namespace):
+        text += f"; {namespace} is neither this user nor one of its organizations"
+        advice = "check the name, and that the token may write there"
+        return Finding("destination", "warning", text, advice)
+    return Finding("destination", "ok", text)
 
 
 def _writable(subject: str, folder: Path, advice: str) -> Finding:

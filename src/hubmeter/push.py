@@ -5,6 +5,7 @@ Bring a dataset, or anything that flattens into one, to a destination.
 from __future__ import annotations
 
 import hashlib
+import io
 import re
 import uuid
 from collections import defaultdict
@@ -29,6 +30,9 @@ MOST_BYTES = 256 * 2**20
 """Of one commit, the card is one more file."""
 
 _MONTH = re.compile(r"\d{4}-\d\d")
+
+_SHARD_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*-[0-9a-f]{12}(?:-\d+)?")
+"""Run, process and part, as :func:`hubmeter.shard.seal` joins them."""
 
 
 def shards_of(source: Path | bytes, settings: Settings) -> Iterator[list[Shard]]:
@@ -60,7 +64,8 @@ def _folder_shards(folder: Path) -> Iterator[list[Shard]]:
             groups[path.parent.name, path.name].append(path)
     if not groups:
         raise DecodeError(
-            f"no hubmeter dataset in {folder}: expected data/<config>/<month>/*.parquet"
+            f"no hubmeter dataset in {folder}: expected a dataset folder "
+            "(data/<config>/<month>/*.parquet), a Parquet file or OTLP/JSON"
         )
     commit: list[Shard] = []
     for paths in groups.values():
@@ -90,16 +95,36 @@ def _as_it_is(folder: Path, paths: Sequence[Path]) -> Shard:
 
 
 def _file_shard(path: Path) -> Shard:
-    """A Parquet file from anywhere, at the place that a dataset has for it."""
+    """
+    A Parquet file from anywhere, at the place that a dataset has for it.
+
+    One of our shards keeps its name, so that it is the same file as in its dataset.
+    """
     content = path.read_bytes()
     config, table = _recognized(path)
-    run_id, month = _run_id(table), str(table["timestamp"][0])[:7]
+    run_id, month = _run_id(table), _month(path, config) or str(table["timestamp"][0])[:7]
     if not _MONTH.fullmatch(month):
         raise DecodeError(f"{path}: its first row has no timestamp like 2026-01-31T...")
-    name = f"{safe_name(run_id)}-{hashlib.sha256(content).hexdigest()[:12]}"
+    name = path.stem
+    if not (_SHARD_NAME.fullmatch(name) and _is_ours(content)):
+        name = f"{safe_name(run_id)}-{hashlib.sha256(content).hexdigest()[:12]}"
     files = {f"data/{config}/{month}/{name}.parquet": content}
     shard = Shard(name=name, run_id=run_id, files=files, rows=0, points=0)
     return replace(shard, **{"rows" if config == "default" else "points": table.num_rows})
+
+
+def _month(path: Path, config: str) -> str | None:
+    """The month whose folder *path* is in: a shard's, which one of its files may not begin with."""
+    folder = path.absolute().parent
+    return folder.name if folder.parent.name == config and _MONTH.fullmatch(folder.name) else None
+
+
+def _is_ours(content: bytes) -> bool:
+    """Whether hubmeter wrote this Parquet file."""
+    import pyarrow.parquet as pq
+
+    metadata = pq.read_metadata(io.BytesIO(content)).metadata or {}
+    return any(key.startswith(b"hubmeter.") for key in metadata)
 
 
 def _recognized(path: Path) -> tuple[str, pa.Table]:

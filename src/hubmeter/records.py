@@ -212,8 +212,19 @@ class _Reader:
             self.damage.append(frame.damage("batch of a lost layout"))
             return
         packed = _packed(frame.payload, known)
+        if not _fits(packed):
+            raise ValueError("it does not fit its layout")
         self.batches.append(packed)
         self.points += len(packed.values)
+
+
+def _fits(packed: Packed) -> bool:
+    width = len(packed.layout.series)
+    return (
+        len(packed.values) == len(packed.kinds) == width
+        and len(packed.times_unix_nano) in {1, width}
+        and len(packed.starts) in {0, width}
+    )
 
 
 def _layout_payload(

@@ -7,6 +7,7 @@ worked on. Safe to repeat: names and bytes of a shard are frozen before the firs
 
 from __future__ import annotations
 
+import logging
 import os
 import time
 from collections import defaultdict
@@ -31,6 +32,8 @@ from .sealing import seal_segment
 from .settings import safe_name
 from .shard import Shard
 from .waiting import part_of, process_of, run_of
+
+log = logging.getLogger(__name__)
 
 MOST_FILES = 99
 MOST_BYTES = 256 * 2**20
@@ -187,7 +190,12 @@ class _Reader:
                                 for one in damage]  # fmt: skip
         process_id = process_of(path) or path.stem
         before = self._closings.get(process_id)
-        shard, closing = _sealed(path, replay, run, before, is_kept=not self._is_rehearsal)
+        try:
+            shard, closing = _sealed(path, replay, run, before, is_kept=not self._is_rehearsal)
+        except Exception as error:
+            log.debug("hubmeter: %s cannot be sealed", path, exc_info=True)
+            self._result.left.append((path, f"its points make no table: {error!r}"))
+            return
         self._closings[process_id] = closing
         size_bytes = _size(path, shard)
         if shard is not None and self._is_rehearsal:

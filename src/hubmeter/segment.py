@@ -141,9 +141,11 @@ class Segment:
         self.opening = opening
         self._note("opening", as_json(opening))
 
-    def count_lost(self, reason: str, points: int) -> None:
+    def count_lost(self, reason: str, points: int, *, is_rare: bool = False) -> None:
         """Points that were received are not kept; this segment accounts for them."""
         self.lost[reason] += points
+        if is_rare:  # else only the end says it
+            self._note("rejected", {reason: points})
 
     def end(self, empty_run_unix_nano: int | None = None) -> None:
         """

@@ -28,6 +28,11 @@ _SECRET = re.compile(r"@|hf_\w{8,}")
 
 HUB_URL = re.compile(r"hf://datasets/[^/@]+/[^/@]+/?")
 
+_HUB_PAGE = re.compile(r"https?://[\w.:-]+/datasets/([\w.-]+/[\w.-]+).*")
+
+_USERS_REPO = re.compile(r"(?:\{user\}|[\w-][\w.-]*)/[\w-](?:[\w.-]|\{user\})*")
+"""A repository whose name has ``{user}`` in it; anything else would be a folder."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Setting:
@@ -86,8 +91,16 @@ def _text(text: str) -> str:
 
 
 def _destination(text: str) -> str:
-    if not text or "\0" in text or ("://" in text and not HUB_URL.fullmatch(text)):
+    filled = re.sub(r"\{(?:date|run_id)\}", "0", text)
+    if set("{}") & set(filled.replace("{user}", "")):
+        raise ValueError("expected no other braces than {user}, {date} and {run_id}")
+    is_url = bool(HUB_URL.fullmatch(filled))
+    if (page := _HUB_PAGE.fullmatch(text)) and not _SECRET.search(text):
+        raise ValueError(f"expected hf://datasets/{page[1]}, not the address of its page")
+    if not text or "\0" in text or ("://" in text and not is_url):
         raise ValueError("expected a folder, user/repo or hf://datasets/user/repo")
+    if "{user}" in text and not is_url and not _USERS_REPO.fullmatch(filled):
+        raise ValueError("expected a repository on the Hub such as {user}/repo where {user} is")
     return text
 
 

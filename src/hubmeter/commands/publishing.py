@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ..settings import Settings, fill_in_date, load_settings
+from ..settings import SETTINGS, Settings, fill_in_date, load_settings
 from ..terminal import EXIT_INTERRUPTED, Failure, format_option, input_of, reporting_errors, say
 from ..text import printable
 
@@ -118,12 +118,20 @@ def _push(groups: Iterator[list[Shard]], settings: Settings, budget_s: float) ->
             sink = sinks[goal] = sinks.get(goal) or sink_of(
                 goal, private=settings.private, pooled=True
             )
-            say(f"publishing {len(shards)} shards to {goal}, for {budget_s:g} s at most")
+            say(
+                f"publishing {_counted(len(shards), 'shard')} to {sink}, for {budget_s:g} s at most"
+            )
             sink.publish(shards, Deadline.after(budget_s))
             rows[goal] += sum(shard.rows for shard in shards)
             points[goal] += sum(shard.points for shard in shards)
-    for goal in sinks:
-        click.echo(printable(f"{rows[goal]} rows and {points[goal]} other points are in {goal}"))
+    for goal, sink in sinks.items():  # a sink that has published knows who {user} is
+        found = f"{_counted(rows[goal], 'row')} and {_counted(points[goal], 'other point')}"
+        verb = "is" if (rows[goal], points[goal]) in {(1, 0), (0, 1)} else "are"
+        click.echo(printable(f"{found} {verb} in {sink}"))
+
+
+def _counted(number: int, noun: str) -> str:
+    return f"{number} {noun}{'s'[: number != 1]}"
 
 
 @click.command(hidden=True)
@@ -158,9 +166,11 @@ def _journal_dir(folder: str | None) -> Path:
 
 
 def _destination(to: str) -> str:
-    if load_settings(to=to).to != to:
-        raise click.BadParameter(f"{to!r} is no user/repo and no folder", param_hint="--to")
-    return fill_in_date(to)
+    [parse] = [setting.parse for setting in SETTINGS if setting.name == "to"]
+    try:
+        return fill_in_date(parse(to.strip()))
+    except ValueError as error:  # its words do not repeat the value, which may hold a token
+        raise click.BadParameter(f"{error}.", param_hint="--to") from None
 
 
 def _use_hub_from_here() -> None:
@@ -183,7 +193,7 @@ def _end_soon(*_: Any) -> None:
 def _is_text(src: str) -> bool:
     """Whether *src* is OTLP/JSON, not flat already."""
     path = Path(src)
-    return src == "-" or not (path.suffix == ".parquet" or (path / "data").is_dir())
+    return src in {"", "-"} or not (path.suffix == ".parquet" or path.is_dir())
 
 
 def _show_recovery(result: Any, journal_dir: Path, form: str, *, is_rehearsal: bool) -> None:

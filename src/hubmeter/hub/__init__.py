@@ -19,6 +19,16 @@ from __future__ import annotations
 
 from .asking import HubRefusal, pause
 from .client import load
-from .repository import CARD, Repository, RepoState, user_name
+from .repository import CARD, Account, Repository, RepoState, account, user_name
 
-__all__ = ["CARD", "HubRefusal", "RepoState", "Repository", "load", "pause", "user_name"]
+__all__ = [
+    "CARD",
+    "Account",
+    "HubRefusal",
+    "RepoState",
+    "Repository",
+    "account",
+    "load",
+    "pause",
+    "user_name",
+]

@@ -62,7 +62,8 @@ _OF_THE_CLIENT: Mapping[str, Failure] = {
     ),
     "HFValidationError": Failure(
         why="this is no name for a repository on the Hub",
-        advice="use user/name with letters, digits, '-', '_' and '.', at most 96",
+        advice="use user/name with letters, digits, '-', '_' and '.', at most 96; "
+        "no '--' or '..', no '-' or '.' at an end, no '.git'",
     ),
 }
 """By the name of the exception: all are raised before a request."""

@@ -34,6 +34,25 @@ class RepoState:
     has_metadata: bool
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Account:
+    """
+    Whom the token belongs to.
+
+    Attributes:
+        role: What the token may do: ``read``, ``write``; anything else depends on the repository.
+        orgs: Names of the user's organizations, as far as the token shows them.
+    """
+
+    name: str
+    role: str
+    orgs: frozenset[str]
+
+    def has(self, namespace: str) -> bool:
+        """Whether *namespace* is the user's own, or one of its organizations."""
+        return namespace.lower() in {name.lower() for name in (self.name, *self.orgs)}
+
+
 class Repository:
     """
     One dataset repository.
@@ -80,6 +99,15 @@ class Repository:
             configs=tuple(c for c in _listed(configs) if isinstance(c, Mapping)),
             has_metadata=bool(info.card_data),
         )
+
+    def state_if_any(self, deadline: Deadline) -> RepoState | None:
+        """The repository as it is now; None if there is none to be seen."""
+        try:
+            return self.state(deadline)
+        except HubRefusal as refusal:
+            if refusal.status != 404:
+                raise
+            return None
 
     def read(self, path: str, *, revision: str, deadline: Deadline) -> bytes:
         """The bytes of a file; none if there is no such file."""
@@ -140,10 +168,30 @@ class Repository:
         )
 
 
+def account(deadline: Deadline, endpoint: str | None = None, *, subject: str = "{user}") -> Account:
+    """
+    Whom the token belongs to. Raises HubRefusal or PublishUnavailable.
+
+    Args:
+        deadline: For all attempts together.
+        endpoint: None for the one that the client uses.
+        subject: What the words of an error begin with.
+    """
+    return ask(lambda api: _account(api.whoami()), deadline, subject=subject, endpoint=endpoint)
+
+
 def user_name(deadline: Deadline, endpoint: str | None = None) -> str:
-    """Whom the token belongs to. Raises HubRefusal or PublishUnavailable."""
-    name = ask(lambda api: api.whoami()["name"], deadline, subject="{user}", endpoint=endpoint)
-    return str(name)
+    """What stands for ``{user}``. Raises HubRefusal or PublishUnavailable."""
+    return account(deadline, endpoint).name
+
+
+def _account(said: Mapping[str, Any]) -> Account:
+    token = said.get("auth", {}).get("accessToken") or {}
+    return Account(
+        name=str(said["name"]),
+        role=str(token.get("role")),
+        orgs=frozenset(str(org["name"]) for org in _listed(said.get("orgs"))),
+    )
 
 
 def _listed(value: Any) -> list[Any]:

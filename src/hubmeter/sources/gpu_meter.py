@@ -274,14 +274,17 @@ def gpu_meter_provider(
         sampler: See :func:`instrument_gpus`.
         settings: Other settings by field name, such as ``gpus="0,2"``.
     """
-    # Another source, because this is both in one call; imported only when it is made.
+    # Other sources, because this is all in one call; imported only when it is made.
     from .sdk_exporter import HubMetricExporter
+    from .self_metrics import observe_with
 
+    exporter = HubMetricExporter(to, **settings)
     reader = PeriodicExportingMetricReader(
-        HubMetricExporter(to, **settings),
+        exporter,
         export_interval_millis=None if export_interval_s is None else export_interval_s * 1e3,
     )
     provider = _GpuMeterProvider([reader], resource=resource)
+    observe_with(provider, exporter._pipeline)  # noqa: SLF001 - also ours
     provider.gpus = instrument_gpus(
         provider, settings=load_settings(to=to, **settings), sampler=sampler
     )

@@ -8,9 +8,11 @@ import os
 import weakref
 from collections.abc import Callable, Iterable
 
-from opentelemetry.metrics import CallbackOptions, Meter, Observation, get_meter
+from opentelemetry.metrics import CallbackOptions, Meter, MeterProvider, Observation, get_meter
 
 from ..pipeline import Counts, Pipeline
+
+SCOPE = "hubmeter"
 
 METRICS: dict[str, Callable[[Counts], int]] = {
     "hubmeter.points.received": lambda counts: counts.received,
@@ -19,14 +21,27 @@ METRICS: dict[str, Callable[[Counts], int]] = {
 }
 
 
+_meters: weakref.WeakKeyDictionary[Pipeline, Meter] = weakref.WeakKeyDictionary()
+"""The meter that reports a pipeline: one only, or its points would be counted twice."""
+
+
+def observe_with(provider: MeterProvider, pipeline: Pipeline | None) -> None:
+    """Let *provider*, and no longer the global one, report *pipeline*, if that is wanted."""
+    if pipeline is not None and pipeline.settings.self_metrics:
+        observe(pipeline, provider.get_meter(SCOPE))
+
+
 def observe(pipeline: Pipeline, meter: Meter | None = None) -> None:
     """
-    Report the counts of *pipeline* to the global meter provider, whenever it collects.
+    Report the counts of *pipeline* to *meter*, whenever it collects, and to no other any more.
 
     Received = stored + published + rejected. They may end in our own dataset: then they
     are points like any others, one collection behind.
     """
-    meter = meter or get_meter("hubmeter")
+    meter = meter or get_meter(SCOPE)
+    if _meters.get(pipeline) is meter:
+        return
+    _meters[pipeline] = meter
     attributes = {"hubmeter.process_id": pipeline.run.process_id}
     reference, owner_pid = weakref.ref(pipeline), os.getpid()
 
@@ -36,6 +51,8 @@ def observe(pipeline: Pipeline, meter: Meter | None = None) -> None:
         def observed(_: CallbackOptions) -> Iterable[Observation]:
             survivor = reference()
             if survivor is None or os.getpid() != owner_pid:  # a forked child counts nothing
+                return []
+            if _meters.get(survivor) is not meter:
                 return []
             return [Observation(read(survivor.counts()), attributes)]
 
