@@ -13,6 +13,7 @@ from tempfile import TemporaryDirectory
 
 import pytest
 
+from hubmeter.segment import LOOK_EVERY_S
 from loopback_hub import LoopbackHub
 from observed import HEAD, undisturbed  # noqa: F401
 from orphans import HUBMETER, contents, hubmeter, journals, run, watts
@@ -267,6 +268,7 @@ def test_a_journal_that_the_program_takes_away_is_made_anew(how: str, tmp_path: 
     """Also the points from before survive SIGKILL, and no file of the program is written to."""
     code = f"""
     {GONE[how]}
+    time.sleep({LOOK_EVERY_S})
     measure(provider, 8)
     provider.force_flush()
     measure(provider, 9)

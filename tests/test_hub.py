@@ -301,7 +301,7 @@ def hotel(scene: Scene) -> None:
         (bad_token, PublishRejected, "does not accept the token (401: Invalid credentials", 1),
         (read_token, PublishRejected, "may not do this (403: You don't have the rights", 3),
         (full, PublishRejected, "no room left (403: Private repository storage limit", 2),
-        (hotel, PublishRejected, "the client of the Hub failed (JSONDecodeError", 1),
+        (hotel, PublishUnavailable, "the client of the Hub failed (JSONDecodeError", 1),
     ],
 )
 def test_words_to_act_on(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -125,6 +126,56 @@ def test_a_parquet_file_gets_its_place(config: str, tmp_path: Path) -> None:
     assert content == path.read_bytes()
 
 
+@pytest.mark.parametrize("config", ["default", "points"])
+def test_a_file_of_a_dataset_that_is_there_adds_nothing(
+    config: str, hub: LoopbackHub, home: dict[str, str], tmp_path: Path
+) -> None:
+    """A shard of ours keeps its name, wherever it lies: neither a file nor a commit is made."""
+    data = dataset(tmp_path / "data", "my run", "x" * 300, points="all")
+    assert hubmeter("push", "data", *X, folder=tmp_path, **home).returncode == 0
+    files = hub.repo("me/x").files
+    for path in data.glob(f"data/{config}/*/*.parquet"):
+        shutil.copy(path, tmp_path)
+        for src, folder in ((str(path), tmp_path), (path.name, tmp_path), (path.name, path.parent)):
+            done = hubmeter("push", src, *X, folder=folder, **home)
+            assert done.returncode == 0, done.stderr
+    assert (hub.repo("me/x").files, commits(hub)) == (files, 1)
+
+
+def test_a_file_keeps_the_month_of_its_shard(tmp_path: Path) -> None:
+    """Both files of a shard are in one month, also if one of them begins in the next."""
+    [path] = dataset(tmp_path / "data", "r1").glob("data/default/*/*.parquet")
+    path.parent.rename(path.parent.with_name("2025-09"))
+    src = path.parent.with_name("2025-09") / path.name
+    assert invoke("push", str(src), "--to", "./out").returncode == 0
+    assert list(contents(tmp_path / "out")) == [f"data/default/2025-09/{path.name}"]
+
+
+def test_a_foreign_file_is_named_by_what_is_in_it(tmp_path: Path) -> None:
+    """Whatever it is called: only our own names are known to differ where files do."""
+    name = "r-0123456789ab.parquet"
+    _parquet(tmp_path, name, _first_row())
+    assert invoke("push", name, "--to", "./out").returncode == 0
+    [place] = contents(tmp_path / "out")
+    assert place.startswith("data/default/2026-01/r-")
+    assert not place.endswith(name)
+
+
+def test_the_repository_is_named_and_one_is_one(
+    hub: LoopbackHub, home: dict[str, str], tmp_path: Path
+) -> None:
+    """Where it was published is said with the user's name."""
+    dataset(tmp_path / "data", "r1")
+    done = hubmeter("push", "data", "--to", "{user}/x-{date}", folder=tmp_path, **home)
+
+    assert done.returncode == 0, done.stderr
+    assert re.fullmatch(
+        r"1 row and 0 other points are in hf://datasets/me/x-\d{8}_\d{6}\n", done.stdout
+    )
+    assert hub.repo(done.stdout.split("datasets/")[1].strip()) is not None
+    assert done.stderr.startswith("publishing 1 shard to hf://datasets/")
+
+
 def test_otlp_json_is_flattened(hub: LoopbackHub, home: dict[str, str], tmp_path: Path) -> None:
     """From a file and from stdin it is the same shard, so one commit."""
     (tmp_path / "m.jsonl").write_text(text := document(1, 2, 3))
@@ -240,8 +291,9 @@ def _first_row(**changes: object) -> pa.Table:
         ("missing.json", "missing.json"),
         ("missing.parquet", "missing.parquet"),
         ("", "an empty name"),
-        ("empty", "expected a file"),
+        ("empty", "expected a dataset folder"),
         ("hollow", "no hubmeter dataset in hollow"),
+        ("empty", "a Parquet file or OTLP/JSON"),
         ("text.txt", "no metric data point"),
         ("binary", ""),
         ("foreign.parquet", "no Parquet file with the columns"),
@@ -278,13 +330,23 @@ def test_wrong_input_is_one_clear_line(src: str, said: str, tmp_path: Path) -> N
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize("to", ["", "s3://bucket/x"])
-def test_a_wrong_destination_is_wrong_usage(to: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("to", "said"),
+    [
+        ("", "expected a folder"),
+        ("s3://bucket/x", "expected a folder"),
+        ("https://huggingface.co/datasets/me/x", "expected hf://datasets/me/x"),
+        ("{user}/a/b", "such as {user}/repo"),
+        ("me/x-{dat}", "{date}"),
+    ],
+)
+def test_a_wrong_destination_is_wrong_usage(to: str, said: str, tmp_path: Path) -> None:
     """An empty variable in a script must not choose another place."""
     dataset(tmp_path / "data", "r1")
     done = invoke("push", "data", "--to", to)
     assert (done.returncode, done.stdout) == (2, "")
-    assert not (tmp_path / "hubmeter-data").exists()
+    assert said in done.stderr
+    assert {path.name for path in tmp_path.iterdir()} == {"data"}
 
 
 def test_a_setting_that_is_ignored_is_said(tmp_path: Path) -> None:

@@ -97,6 +97,11 @@ WRONG: list[tuple[str, Any]] = [
     ("price_usd_per_kwh", "-1"), ("carbon_g_per_kwh", "1e9"), ("sample_interval_s", "0"),
     ("sample_interval_s", "inf"), ("disabled", "perhaps"), ("to", "   "),
     ("to", "s3://bucket"), ("to", "hf://datasets/u"),
+    ("to", "me/x-{dat}"), ("to", "me/x-{date"), ("to", "me/x-date}"), ("to", "runs/{}"),
+    ("to", "{{user}}/x"), ("to", "./{user name}"), ("to", "hf://datasets/{name}/x"),
+    ("to", "https://huggingface.co/datasets/me/x"), ("to", "https://huggingface.co/me/x"),
+    ("to", "/data/{user}"), ("to", "./{user}/x"), ("to", "~/{user}"), ("to", "{user}/a/b"),
+    ("to", "{user}"), ("to", "me/{user}-x"), ("to", "{user}/my runs"), ("to", "{user}/"),
     ("run_id", "a\nb"), ("gpus", "\t"), ("journal_dir", "hf://d"),
     ("private", "so-so"),
     ("flush_every_s", "0.5"), ("flush_every_s", "soon"), ("journal_full", "drop"),
@@ -117,6 +122,43 @@ def test_a_wrong_variable_is_one_problem_and_the_default(
     assert loaded.origins[name] == "default"
     [problem] = loaded.problems
     assert problem.startswith(f"{setting.variable}={text!r} is ignored: expected ")
+
+
+@pytest.mark.parametrize(
+    "to",
+    [
+        "me/x", "me/x-{date}-{run_id}", "{user}/x", "{user}/{run_id}", "{user}/{date}-{user}",
+        "org/of-{user}", "hf://datasets/{user}/x-{date}", "hf://datasets/org/{user}/",
+        "./{date}/{run_id}", "/data/{run_id}", "~/{date}", "https:", "a$b",
+    ],
+)  # fmt: skip
+def test_a_destination_with_what_is_filled_in(to: str) -> None:
+    """{date} and {run_id} may be anywhere, {user} in the name of a repository."""
+    assert (load_settings(to=to).to, load_settings(to=to).problems) == (to, ())
+
+
+@pytest.mark.parametrize(
+    "page",
+    [
+        "https://huggingface.co/datasets/me/x",
+        "https://huggingface.co/datasets/me/x/",
+        "https://huggingface.co/datasets/me/x/tree/main/data?not=this",
+        "http://127.0.0.1:8000/datasets/me/x#readme",
+    ],
+)
+def test_the_address_of_a_page_is_corrected(page: str) -> None:
+    """What one pastes from a browser: the problem has the value that is right."""
+    [problem] = load_settings(to=page).problems
+    assert "expected hf://datasets/me/x, not the address of its page; " in problem
+    assert load_settings(to="hf://datasets/me/x").problems == ()
+
+
+def test_a_token_in_an_address_is_not_repeated() -> None:
+    """Wherever in the address it is."""
+    for page in ("https://me:hf_abcdefghijk@huggingface.co/datasets/me/x",
+                 "https://huggingface.co/datasets/hf_abcdefghijk/x"):  # fmt: skip
+        [problem] = load_settings(to=page).problems
+        assert "hf_abc" not in problem
 
 
 def test_a_variable_in_another_encoding_is_a_problem(monkeypatch: pytest.MonkeyPatch) -> None:

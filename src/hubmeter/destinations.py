@@ -69,6 +69,11 @@ def destination_of(to: str, run_id: str = "run", base: str = "") -> Destination:
     return Folder(folder)
 
 
+def is_folder_named_like_repo(to: str, base: str) -> bool:
+    """Whether ``user/repo`` means a folder only because there is one."""
+    return bool(_HUB_NAME.fullmatch(to)) and absolute(to, base).is_dir()
+
+
 def sink_of(destination: Destination, *, private: bool = True, pooled: bool = False) -> Sink:
     """
     What publishes there.

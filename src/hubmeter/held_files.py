@@ -12,6 +12,7 @@ from __future__ import annotations
 import errno
 import os
 import threading
+import weakref
 from contextlib import suppress
 from pathlib import Path
 
@@ -27,6 +28,8 @@ _CLOEXEC = getattr(os, "O_CLOEXEC", 0)
 _held: dict[tuple[int, int], int] = {}
 """Device and inode to the descriptor that holds the file."""
 
+_files: weakref.WeakSet[HeldFile] = weakref.WeakSet()
+
 _mutex = threading.RLock()
 """Around opening, reading and closing, never around a write. A signal handler may come again."""
 
@@ -36,6 +39,8 @@ def _forget() -> None:
     global _mutex  # noqa: PLW0603
     _mutex = threading.RLock()
     _held.clear()
+    for file in _files:
+        file.is_mine = False
 
 
 if hasattr(os, "register_at_fork"):
@@ -56,6 +61,8 @@ class HeldFile:
         fd: Its descriptor; -1 once released.
         file_id: Device and inode.
         is_locked: No other process has it; False where the file system knows no locks.
+        is_mine: It is open, and this is the process that opened it, not a child that was
+            forked since. An attribute, because every export asks.
     """
 
     def __init__(self, path: Path, flags: int = 0) -> None:
@@ -65,6 +72,8 @@ class HeldFile:
             self.fd = os.open(path, os.O_RDWR | _CLOEXEC | flags, 0o600)
             self.file_id = _file_id(os.fstat(self.fd))
             _held[self.file_id] = self.fd
+        self.is_mine = True
+        _files.add(self)
 
     @property
     def is_open(self) -> bool:
@@ -86,10 +95,6 @@ class HeldFile:
     def was_mine(self) -> bool:
         """This is the process that opened it, not a child that was forked since."""
         return self._pid == os.getpid()
-
-    @property
-    def is_mine(self) -> bool:
-        return self.fd >= 0 and self._pid == os.getpid()
 
     def lock(self) -> None:
         """
@@ -114,7 +119,7 @@ class HeldFile:
     def release(self) -> None:
         """Close it. Idempotent; in a forked child the parent's lock stays."""
         with _mutex:
-            fd, self.fd = self.fd, -1
+            fd, self.fd, self.is_mine = self.fd, -1, False
             if fd < 0:
                 return
             if self.was_mine:

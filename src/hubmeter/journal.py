@@ -134,7 +134,8 @@ class Journal:
         if self._owed or not self._file.is_mine:
             self._check()
         self._put(self._encoder.batch(packed))
-        self._encoder.confirm()
+        if self._encoder.is_announcing:
+            self._encoder.confirm()
 
     def note(self, kind: str, value: Any) -> None:
         """
@@ -197,7 +198,12 @@ class Journal:
         try:
             if self._owed:
                 self._pay()
-            self._write(record)
+            # As _write() does it, in fewer steps: every export comes along here.
+            if self._fsync or os.write(self._file.fd, record) != len(record):
+                self._cut_back()
+                self._write(record)
+            else:
+                self.size_bytes += len(record)
         except OSError as error:
             self._owed.append(record)
             self.owed_bytes += len(record)

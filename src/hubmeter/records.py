@@ -98,6 +98,7 @@ class Encoder:
         self._layouts: dict[SeriesLayout, _Known] = {}
         self._series: dict[Series, int] = {}
         self._announced: tuple[_Known, dict[Series, int]] | None = None
+        self.is_announcing = False
 
     @property
     def preamble(self) -> bytes:
@@ -137,7 +138,7 @@ class Encoder:
         layout = _layout_payload(known, first, new, numbers)
         batch = _batch_payload(packed, known)
         frames = self._framer.frame(LAYOUT, layout) * 2 + self._framer.frame(BATCH, batch)
-        self._announced = (known, new)
+        self._announced, self.is_announcing = (known, new), True
         return frames
 
     def confirm(self) -> None:
@@ -146,7 +147,7 @@ class Encoder:
             known, new = self._announced
             self._layouts[known.layout] = known
             self._series.update(new)
-            self._announced = None
+            self._announced, self.is_announcing = None, False
 
 
 def decode(data: bytes) -> Contents:
@@ -266,6 +267,9 @@ def _unpacked(payload: memoryview) -> bytes:
 
 def _batch_payload(packed: Packed, known: _Known) -> bytes:
     _, times, values, starts, kinds, special, extras, skipped = packed
+    if starts is known.starts and kinds is known.kinds and not (special or extras or skipped):
+        head = _BATCH.pack(known.number, len(values), len(times), 0)
+        return b"".join((head, _bytes(times), _bytes(values)))
     flags, rest = 0, b""
     if starts is not known.starts and starts != known.starts:
         flags, rest = _HAS_STARTS, _COUNT.pack(len(starts)) + _bytes(starts)

@@ -26,6 +26,9 @@ from .shard import Shard
 
 log = logging.getLogger(__name__)
 
+LOOK_EVERY_S = 0.5
+"""How often to see whether the journal is still there, or can be made by now."""
+
 
 class Segment:
     """
@@ -54,6 +57,7 @@ class Segment:
         self._fsync = fsync
         self._journal: Journal | None = None
         self._claim: Claim | None = None
+        self._look_again_s = 0.0
         self._is_whole = True
         self._owes = False  # the journal owes a batch, not only notes
         self._empty_run_unix_nano: int | None = None
@@ -120,8 +124,11 @@ class Segment:
         """
         try:
             journal = self._journal
-            if journal is None or not journal.is_there():
-                journal = self._open()
+            now_s = time.monotonic()
+            if now_s >= self._look_again_s:
+                self._look_again_s = now_s + LOOK_EVERY_S
+                if journal is None or not journal.is_there():
+                    journal = self._open()
             if journal is not None:
                 journal.append(packed)
                 self._owes = False

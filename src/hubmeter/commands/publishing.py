@@ -118,16 +118,14 @@ def _push(groups: Iterator[list[Shard]], settings: Settings, budget_s: float) ->
             sink = sinks[goal] = sinks.get(goal) or sink_of(
                 goal, private=settings.private, pooled=True
             )
-            say(
-                f"publishing {_counted(len(shards), 'shard')} to {sink}, for {budget_s:g} s at most"
-            )
+            what = _counted(len(shards), "shard")
+            say(f"publishing {what} to {sink}, for {budget_s:g} s at most")
             sink.publish(shards, Deadline.after(budget_s))
             rows[goal] += sum(shard.rows for shard in shards)
             points[goal] += sum(shard.points for shard in shards)
     for goal, sink in sinks.items():  # a sink that has published knows who {user} is
         found = f"{_counted(rows[goal], 'row')} and {_counted(points[goal], 'other point')}"
-        verb = "is" if (rows[goal], points[goal]) in {(1, 0), (0, 1)} else "are"
-        click.echo(printable(f"{found} {verb} in {sink}"))
+        click.echo(printable(f"{found} are in {sink}"))
 
 
 def _counted(number: int, noun: str) -> str:

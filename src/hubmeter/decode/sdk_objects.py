@@ -51,6 +51,8 @@ _TEMPORALITIES: dict[Any, Temporality] = {
     AggregationTemporality.DELTA: "delta",
     AggregationTemporality.CUMULATIVE: "cumulative",
 }
+_NUMBERS = frozenset({int, float})
+
 UNKNOWN_KIND = "a metric is of a kind that is not known"
 BAD_POINT = "a data point lacks a value or a time that can be read"
 
@@ -176,17 +178,17 @@ def _number_batch(
     layout: SeriesLayout, points: list[Any], skipped: dict[str, int]
 ) -> PointBatch | None:
     """The usual case, fast; None if any point is not the usual case."""
-    times = {point.time_unix_nano for point in points}
-    # A list, because a generator takes twice as long here.
-    if len(times) != 1 or any([point.exemplars for point in points]):  # noqa: C419
+    if [point for point in points if point.exemplars]:
         return None
-    [time] = times
+    times = [point.time_unix_nano for point in points]
+    if not times or not _is_nanos(times[0]) or times.count(times[0]) != len(times):
+        return None
     values = [point.value for point in points]
-    if not _is_nanos(time) or not {value.__class__ for value in values} <= {int, float}:
+    if not set(map(type, values)) <= _NUMBERS:
         return None
     return PointBatch(
         layout=layout,
-        times_unix_nano=(time,),
+        times_unix_nano=times[:1],
         start_times_unix_nano=tuple([point.start_time_unix_nano or 0 for point in points]),
         values=values,
         skipped=skipped,

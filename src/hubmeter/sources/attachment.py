@@ -90,6 +90,7 @@ def attach(
     """
     exporter = HubMetricExporter(to, **settings)
     attachment = Attachment(provider, exporter, _added(provider, exporter, export_interval_s))
+    exporter.report_to(provider)
     # Hooks run last in, first out: this one before the provider's own.
     atexit.register(attachment.detach)
     return attachment

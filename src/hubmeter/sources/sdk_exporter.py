@@ -29,7 +29,7 @@ from opentelemetry.sdk.metrics.view import Aggregation
 
 from ..deadline import Deadline
 from ..decode.sdk_objects import SdkDecoder
-from ..destinations import HubRepo, destination_of
+from ..destinations import HubRepo, destination_of, is_folder_named_like_repo
 from ..endings import publish_on_signals
 from ..errors import JournalError, PublishError
 from ..pipeline import Pipeline
@@ -168,6 +168,13 @@ class HubMetricExporter(MetricExporter):
             return arrow_schema(config).empty_table()
         return self._pipeline.table(config)
 
+    def report_to(self, provider: Any) -> None:
+        """Let *provider* have hubmeter's own counts, if ``HUBMETER_SELF_METRICS`` wants them."""
+        if self._pipeline is not None and self._pipeline.settings.self_metrics:
+            from .self_metrics import observe_with
+
+            observe_with(provider, self._pipeline)
+
     def _prepare_for_the_end(self, pipeline: Pipeline) -> None:
         if pipeline.settings.signals:
             publish_on_signals(self._anchor.publish_before_death)
@@ -280,7 +287,13 @@ def _open_pipeline(to: str | None, settings: dict[str, Any]) -> Pipeline | None:
     loaded = load_settings(to=to, **settings)
     for problem in loaded.problems:
         log.warning("hubmeter: %s", problem)
-    return None if loaded.disabled else Pipeline(loaded)
+    if loaded.disabled:
+        return None
+    pipeline = Pipeline(loaded)
+    if is_folder_named_like_repo(loaded.to, pipeline.run.base):
+        log.warning("hubmeter: %s is a folder here, so it is used; the Hub is hf://datasets/%s",
+                    loaded.to, loaded.to)  # fmt: skip
+    return pipeline
 
 
 def _say_what_waits(journal_dir: Path) -> None:

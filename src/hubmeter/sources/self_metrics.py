@@ -21,8 +21,12 @@ METRICS: dict[str, Callable[[Counts], int]] = {
 }
 
 
-_meters: weakref.WeakKeyDictionary[Pipeline, Meter] = weakref.WeakKeyDictionary()
-"""The meter that reports a pipeline: one only, or its points would be counted twice."""
+_meters: weakref.WeakKeyDictionary[Pipeline, weakref.ref[Meter]] = weakref.WeakKeyDictionary()
+"""
+The meter that reports a pipeline: one only, or its points would be counted twice.
+
+A weak one, because its provider holds the exporter, and that the pipeline.
+"""
 
 
 def observe_with(provider: MeterProvider, pipeline: Pipeline | None) -> None:
@@ -39,9 +43,9 @@ def observe(pipeline: Pipeline, meter: Meter | None = None) -> None:
     are points like any others, one collection behind.
     """
     meter = meter or get_meter(SCOPE)
-    if _meters.get(pipeline) is meter:
+    if _is_reported_by(meter, pipeline):
         return
-    _meters[pipeline] = meter
+    _meters[pipeline] = weakref.ref(meter)
     attributes = {"hubmeter.process_id": pipeline.run.process_id}
     reference, owner_pid = weakref.ref(pipeline), os.getpid()
 
@@ -52,7 +56,7 @@ def observe(pipeline: Pipeline, meter: Meter | None = None) -> None:
             survivor = reference()
             if survivor is None or os.getpid() != owner_pid:  # a forked child counts nothing
                 return []
-            if _meters.get(survivor) is not meter:
+            if not _is_reported_by(meter, survivor):
                 return []
             return [Observation(read(survivor.counts()), attributes)]
 
@@ -63,3 +67,8 @@ def observe(pipeline: Pipeline, meter: Meter | None = None) -> None:
     meter.create_observable_up_down_counter(
         "hubmeter.points.stored", [callback(lambda counts: counts.stored)], "{data_point}"
     )
+
+
+def _is_reported_by(meter: Meter, pipeline: Pipeline) -> bool:
+    reporting = _meters.get(pipeline)
+    return reporting is not None and reporting() is meter
