@@ -276,7 +276,6 @@ def gpu_meter_provider(
     """
     # Other sources, because this is all in one call; imported only when it is made.
     from .sdk_exporter import HubMetricExporter
-    from .self_metrics import observe_with
 
     exporter = HubMetricExporter(to, **settings)
     reader = PeriodicExportingMetricReader(
@@ -284,7 +283,7 @@ def gpu_meter_provider(
         export_interval_millis=None if export_interval_s is None else export_interval_s * 1e3,
     )
     provider = _GpuMeterProvider([reader], resource=resource)
-    observe_with(provider, exporter._pipeline)  # noqa: SLF001 - also ours
+    exporter.report_to(provider)
     provider.gpus = instrument_gpus(
         provider, settings=load_settings(to=to, **settings), sampler=sampler
     )
