@@ -287,7 +287,8 @@ class Pipeline:
         if segments:
             with self._lock:  # what was cut meanwhile comes first
                 later = [one for one in self._ended if one.part > segments[-1].part]
-                (later or [self._segment])[0].continue_from(self._opening)
+                next_one = (later or [self._segment])[0]
+                next_one.continue_from(self._opening, has_rows=self._has_rows)
 
     def _send(self, segments: list[Segment], deadline: Deadline) -> None:
         longest_s = LONGEST_PUBLISH_S if self._closed else PART_PUBLISH_S

@@ -153,6 +153,7 @@ class _Reader:
         self._patience = Deadline.after(PATIENCE_S)
         self._held: set[str] = set()  # processes
         self._closings: dict[str, Opening] = {}
+        self._with_rows: set[str] = set()
 
     def claim(self, path: Path, claims: ExitStack) -> bool:
         """Whether the segment at *path* is ours now; its totals may hang on one that is not."""
@@ -190,13 +191,17 @@ class _Reader:
                                 for one in damage]  # fmt: skip
         process_id = process_of(path) or path.stem
         before = self._closings.get(process_id)
+        has_rows = process_id in self._with_rows or bool(replay.contents.notes.get("rows"))
         try:
-            shard, closing = _sealed(path, replay, run, before, is_kept=not self._is_rehearsal)
+            shard, closing = _sealed(path, replay, run, before, has_rows=has_rows,
+                                     is_kept=not self._is_rehearsal)  # fmt: skip
         except Exception as error:
             log.debug("hubmeter: %s cannot be sealed", path, exc_info=True)
             self._result.left.append((path, f"its points make no table: {error!r}"))
             return
         self._closings[process_id] = closing
+        if shard is not None and shard.rows:
+            self._with_rows.add(process_id)
         size_bytes = _size(path, shard)
         if shard is not None and self._is_rehearsal:
             shard = replace(shard, files={})
@@ -225,7 +230,13 @@ def _why_not(replay: Replay, *, has_destination: bool) -> str:
 
 
 def _sealed(
-    path: Path, replay: Replay, run: Run, before: Opening | None, *, is_kept: bool
+    path: Path,
+    replay: Replay,
+    run: Run,
+    before: Opening | None,
+    *,
+    has_rows: bool,
+    is_kept: bool,
 ) -> tuple[Shard | None, Opening]:
     """The shard that is sealed on disk, or else one made from the journal."""
     with suppress(OSError, DecodeError):  # damaged, or not there
@@ -237,7 +248,7 @@ def _sealed(
         run,
         _opening(notes, before),
         part=part_of(replay),
-        empty_run_unix_nano=_empty_run(replay, run),
+        empty_run_unix_nano=None if has_rows else _empty_run(replay, run),
         lost=_lost(notes),
     )
     if made is not None and is_kept:

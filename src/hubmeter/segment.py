@@ -57,6 +57,7 @@ class Segment:
         self._fsync = fsync
         self._journal: Journal | None = None
         self._claim: Claim | None = None
+        self._has_rows = False  # of an earlier segment
         self._look_again_s = 0.0
         self._is_whole = True
         self._owes = False  # the journal owes a batch, not only notes
@@ -143,10 +144,10 @@ class Segment:
         finally:
             self.ledger.append(packed)
 
-    def continue_from(self, opening: Opening) -> None:
-        """Totals that the run had before this segment; known once the one before is sealed."""
-        self.opening = opening
-        self._note("opening", as_json(opening))
+    def continue_from(self, opening: Opening, *, has_rows: bool = False) -> None:
+        """Totals that the run had before this segment, and whether it had rows already."""
+        self.opening, self._has_rows = opening, has_rows or self._has_rows
+        self._note_beginning()
 
     def count_lost(self, reason: str, points: int, *, is_rare: bool = False) -> None:
         """Points that were received are not kept; this segment accounts for them."""
@@ -275,11 +276,16 @@ class Segment:
         header = {"run": run_as_json(self.run), "part": self.part}
         journal = Journal.create(self._folder, self.name, header, fsync=self._fsync)
         self._journal, self._is_whole = journal, True
-        if self.opening is not START:
-            self._note("opening", as_json(self.opening))
+        self._note_beginning()
         for packed in self.ledger.packed():
             journal.append(packed)
         return journal
+
+    def _note_beginning(self) -> None:
+        if self.opening is not START:
+            self._note("opening", as_json(self.opening))
+        if self._has_rows:
+            self._note("rows", True)
 
     def _note(self, kind: str, value: Any) -> None:
         if self._journal is None:
