@@ -13,7 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hubmeter.errors import JournalError
-from hubmeter.sealed import read_sealed, sealed_path, write_sealed
+from hubmeter.journal import sealed_path
+from hubmeter.sealed import read_sealed, write_sealed
 from hubmeter.shard import Shard
 
 SHARD = Shard(

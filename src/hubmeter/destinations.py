@@ -8,12 +8,14 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol, TypeAlias
+from typing import TYPE_CHECKING, Protocol, TypeAlias
 
 from .deadline import Deadline
 from .run import absolute
 from .settings import HUB_URL, fill_in_run
-from .shard import Shard
+
+if TYPE_CHECKING:
+    from .shard import Shard
 
 _HUB_NAME = re.compile(r"(?:\{user\}|[\w-][\w.-]*)/[\w-](?:[\w.-]|\{user\})*")
 

@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import errno
 import os
-import secrets
 import time
 from collections import deque
 from collections.abc import Mapping
@@ -73,7 +72,7 @@ class Journal:
         self.owed_bytes = 0
         self.owes_last = False
         self._owed: deque[bytes] = deque()
-        self._encoder = Encoder(secrets.randbits(32))
+        self._encoder = Encoder(int.from_bytes(os.urandom(4), "little"))
         self._fsync = fsync
         self._file = HeldFile(path, os.O_CREAT | os.O_EXCL | os.O_APPEND)
 
@@ -315,6 +314,11 @@ def peek(path: Path) -> Replay:
         OSError: The file cannot be read.
     """
     return _replay(path, read_file(path, PEEK_BYTES))
+
+
+def sealed_path(journal: Path) -> Path:
+    """Where the sealed shard of the journal at *journal* is."""
+    return journal.with_suffix(".sealed")
 
 
 def segments(folder: Path) -> list[Path]:

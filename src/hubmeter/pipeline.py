@@ -20,7 +20,6 @@ from typing import TYPE_CHECKING
 from .batch import PointBatch
 from .deadline import Deadline
 from .destinations import HubRepo, Sink, destination_of, sink_of
-from .detached import start_detached
 from .errors import JournalError, PublishError, PublishRejected, PublishUnavailable
 from .ledger import Block, Packed, Points, pack
 from .openings import START
@@ -207,6 +206,8 @@ class Pipeline:
         Returns:
             Whether something is left.
         """
+        from .detached import start_detached
+
         with self._lock:
             is_left = bool(self._ended) or not self._segment.is_empty
         if is_left and self.journal_dir and not isinstance(self.failure, PublishRejected):

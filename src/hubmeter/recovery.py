@@ -21,13 +21,13 @@ from typing import Any
 from .deadline import Deadline
 from .destinations import Destination, Sink, destination_of, sink_of
 from .errors import DecodeError
-from .journal import Claim, Replay, read_journal, segments
+from .journal import Claim, Replay, read_journal, sealed_path, segments
 from .ledger import Ledger, Points
 from .openings import START, Opening, as_json, from_json
 from .receipts import receipt_of, write_receipt
 from .records import TORN
 from .run import Run, working_folder
-from .sealed import read_sealed, sealed_path, write_sealed
+from .sealed import read_sealed, write_sealed
 from .sealing import seal_segment
 from .settings import safe_name
 from .shard import Shard

@@ -5,15 +5,16 @@ What must be known about a run to make its shard: now, or after a crash from the
 from __future__ import annotations
 
 import os
-import uuid
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from .energy import Factors
 from .errors import DecodeError
 from .settings import Settings, fill_in_date, new_run_id
+
+if TYPE_CHECKING:
+    from .energy import Factors
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,6 +47,8 @@ class Run:
 
 def factors_of(source: Run | Settings) -> Factors:
     """What a joule costs."""
+    from .energy import Factors
+
     return Factors(
         carbon_g_per_kwh=source.carbon_g_per_kwh,
         price_usd_per_kwh=source.price_usd_per_kwh,
@@ -57,7 +60,7 @@ def begin_run(settings: Settings, now_unix_nano: int) -> Run:
     """A new run of this process under *settings*."""
     return Run(
         run_id=new_run_id(settings),
-        process_id=uuid.uuid4().hex[:12],
+        process_id=os.urandom(6).hex(),
         started_unix_nano=now_unix_nano,
         to=fill_in_date(settings.to),
         base=working_folder(),  # the program may change it before it ends

@@ -32,11 +32,6 @@ _DAMAGED = (zipfile.BadZipFile, zlib.error, KeyError, TypeError, ValueError, Att
             EOFError, NotImplementedError, OverflowError, RuntimeError)  # fmt: skip
 
 
-def sealed_path(journal: Path) -> Path:
-    """Where the sealed shard of the journal at *journal* is."""
-    return journal.with_suffix(".sealed")
-
-
 def write_sealed(path: Path, shard: Shard, closing: Any = None) -> None:
     """
     Write *shard* and *closing*, any JSON, to *path*; equal shards give equal bytes.

@@ -11,18 +11,17 @@ from contextlib import suppress
 from dataclasses import replace
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .errors import JournalError
-from .journal import Claim, Journal, read_journal
+from .journal import Claim, Journal, read_journal, sealed_path
 from .ledger import Ledger, Packed, Points
 from .openings import START, Opening, as_json
-from .receipts import receipt_of, write_receipt
 from .run import Run
 from .run import as_json as run_as_json
-from .sealed import read_sealed, sealed_path, write_sealed
-from .sealing import seal_segment
-from .shard import Shard
+
+if TYPE_CHECKING:
+    from .shard import Shard
 
 log = logging.getLogger(__name__)
 
@@ -175,6 +174,8 @@ class Segment:
         self._is_sealed = True
         # A sealed file whose journal was removed would never be found.
         if self._shard is not None and self._journal is not None and self._journal.path.exists():
+            from .sealed import write_sealed
+
             try:
                 write_sealed(sealed_path(self._journal.path), self._shard, as_json(closing))
             except OSError as error:  # the journal has the points
@@ -188,6 +189,8 @@ class Segment:
         """What was sealed, with its bytes; None if there is nothing to publish."""
         if self._shard is None or self._shard.files or self._journal is None:
             return self._shard
+        from .sealed import read_sealed
+
         try:
             return read_sealed(sealed_path(self._journal.path))[0]
         except OSError:
@@ -211,6 +214,8 @@ class Segment:
         return ledger.snapshot()
 
     def _sealed(self, points: Points, opening: Opening) -> tuple[Shard | None, Opening]:
+        from .sealing import seal_segment
+
         return seal_segment(
             points,
             self.run,
@@ -251,6 +256,8 @@ class Segment:
         if self._journal is None:
             return
         if self._shard is not None and self._folder is not None:
+            from .receipts import receipt_of, write_receipt
+
             receipt = receipt_of(self.name, self._shard, destination, time.time_ns())
             write_receipt(self._folder, receipt)
         self.discard()

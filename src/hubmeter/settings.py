@@ -7,12 +7,10 @@ default, never an exception: the program that is being observed must not notice.
 
 from __future__ import annotations
 
-import hashlib
 import math
 import os
 import re
 import sys
-import uuid
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
@@ -244,6 +242,8 @@ def load_settings(**given: Any) -> Settings:
 
 def new_run_id(settings: Settings) -> str:
     """The configured run id, or a new UUID."""
+    import uuid
+
     return settings.run_id or str(uuid.uuid4())
 
 
@@ -267,6 +267,8 @@ def safe_name(text: str) -> str:
     safe = re.sub(r"[^A-Za-z0-9_.-]", "_", text).lstrip("._-")[:LONGEST_NAME]
     if safe and safe == text:
         return safe
+    import hashlib
+
     digest = hashlib.sha256(text.encode("utf-8", "replace")).hexdigest()[:8]
     return "-".join(filter(None, (safe, digest)))
 

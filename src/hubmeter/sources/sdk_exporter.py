@@ -34,7 +34,6 @@ from ..endings import publish_on_signals
 from ..errors import JournalError, PublishError
 from ..pipeline import Pipeline
 from ..settings import default_journal_dir, load_settings
-from ..waiting import waiting_text
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -297,6 +296,8 @@ def _open_pipeline(to: str | None, settings: dict[str, Any]) -> Pipeline | None:
 
 
 def _say_what_waits(journal_dir: Path) -> None:
+    from ..waiting import waiting_text
+
     if text := waiting_text(journal_dir):
         log.warning("hubmeter: %s: %s", text, _recover_command(journal_dir))
 
