@@ -276,10 +276,15 @@ def _slice(known: Mapping[int, _T], first: int, width: int) -> dict[int, _T]:
 
 # A source repeats its start times and the types of its values, so both are looked at once.
 
+_last_starts: tuple[tuple[int, ...], array[int]] = ((), array("Q"))
 
-@lru_cache(maxsize=256)
+
 def _starts(starts: tuple[int, ...]) -> array[int]:
-    return array("Q", starts)
+    global _last_starts  # noqa: PLW0603 - a memory of one; comparing is cheaper than hashing
+    last = _last_starts
+    if last[0] != starts:
+        last = _last_starts = (starts, array("Q", starts))
+    return last[1]
 
 
 @lru_cache(maxsize=256)
