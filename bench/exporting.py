@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from report import Result
 from shapes import LiveGpus
 
+from hubmeter.deadline import Deadline
 from hubmeter.pipeline import Pipeline
 from hubmeter.settings import Settings
 from hubmeter.sources.sdk_exporter import HubMetricExporter
@@ -48,7 +49,12 @@ def measure() -> Iterator[Result]:
 
 
 def _exporter(settings: Settings) -> HubMetricExporter:
-    return HubMetricExporter(pipeline=Pipeline(settings, sink=_Nowhere()))
+    """An exporter that has seen a collection: what it imports then is done."""
+    pipeline = Pipeline(settings, sink=_Nowhere())
+    exporter = HubMetricExporter(pipeline=pipeline)
+    exporter.export(LiveGpus(1).collect())
+    pipeline.uploader.submit(lambda: None).wait(Deadline.after(60))
+    return exporter
 
 
 def _compare(live: LiveGpus, *exports: Callable) -> list[float]:

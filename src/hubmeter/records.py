@@ -267,7 +267,7 @@ def _unpacked(payload: memoryview) -> bytes:
 
 def _batch_payload(packed: Packed, known: _Known) -> bytes:
     _, times, values, starts, kinds, special, extras, skipped = packed
-    if starts is known.starts and kinds is known.kinds and not (special or extras or skipped):
+    if starts == known.starts and kinds == known.kinds and not (special or extras or skipped):
         head = _BATCH.pack(known.number, len(values), len(times), 0)
         return b"".join((head, _bytes(times), _bytes(values)))
     flags, rest = 0, b""
