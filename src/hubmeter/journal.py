@@ -133,8 +133,7 @@ class Journal:
         if self._owed or not self._file.is_mine:
             self._check()
         self._put(self._encoder.batch(packed))
-        if self._encoder.is_announcing:
-            self._encoder.confirm()
+        self._encoder.confirm()
 
     def note(self, kind: str, value: Any) -> None:
         """

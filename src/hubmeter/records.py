@@ -36,7 +36,6 @@ __all__ = ["TORN", "Contents", "Damage", "Encoder", "decode"]
 NOTE, LAYOUT, BATCH = 1, 2, 3
 NO_LAYOUT = 2**32 - 1
 """Stands for the layout of a batch without values."""
-
 _BATCH = struct.Struct("<IIIB")
 _COUNT = struct.Struct("<I")
 _HAS_STARTS, _HAS_KINDS, _HAS_RARE = 1, 2, 4
@@ -98,7 +97,6 @@ class Encoder:
         self._layouts: dict[SeriesLayout, _Known] = {}
         self._series: dict[Series, int] = {}
         self._announced: tuple[_Known, dict[Series, int]] | None = None
-        self.is_announcing = False
 
     @property
     def preamble(self) -> bytes:
@@ -138,7 +136,7 @@ class Encoder:
         layout = _layout_payload(known, first, new, numbers)
         batch = _batch_payload(packed, known)
         frames = self._framer.frame(LAYOUT, layout) * 2 + self._framer.frame(BATCH, batch)
-        self._announced, self.is_announcing = (known, new), True
+        self._announced = (known, new)
         return frames
 
     def confirm(self) -> None:
@@ -147,7 +145,7 @@ class Encoder:
             known, new = self._announced
             self._layouts[known.layout] = known
             self._series.update(new)
-            self._announced, self.is_announcing = None, False
+            self._announced = None
 
 
 def decode(data: bytes) -> Contents:
