@@ -20,7 +20,7 @@ from loopback_hub import LoopbackHub
 
 KILLS = 220 * int(os.environ.get("SOAK", "1"))
 SEED = int(os.environ.get("SOAK_SEED", "20261123"))
-LONGEST_LIFE_S = 0.7
+LONGEST_LIFE_S = 0.5
 AT_ONCE = 4
 
 
@@ -46,7 +46,7 @@ def test_every_acknowledged_point_survives_sigkill_once(tmp_path: Path, capsys) 
             f"({len(set(found) - acknowledged)} in flight when the kill came)"
         )
 
-    assert killed >= KILLS / 4
+    assert killed >= KILLS / 2
     assert acknowledged - set(found) == set()
     assert set(found) - allowed == set()
     assert [value for value, count in found.items() if count > 1] == []

@@ -1,7 +1,7 @@
 """
 Arrow arrays from numpy and Python, without ``pyarrow.array``.
 
-That one imports pandas (pyarrow 26: 0.2 s and 50 MB), at the exit of a program that may
+That one imports pandas (pyarrow 26: 0.2 s and 34 MB), at the exit of a program that may
 not need it.
 """
 
