@@ -12,8 +12,9 @@ import base64
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Literal, TypeAlias
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 Kind: TypeAlias = Literal["gauge", "sum", "histogram", "exponential_histogram", "summary"]
 Temporality: TypeAlias = Literal["delta", "cumulative"]
@@ -104,26 +105,33 @@ Value: TypeAlias = int | float | Distribution | None
 """A measured value; None where the sender says that none was recorded."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PointBatch:
+class PointBatch(NamedTuple):
     """
     Data points that arrived together: one collection, or one OTLP request.
 
     Attributes:
         layout: Whose points these are.
         times_unix_nano: One time per point, or a single one that all points share.
-        start_times_unix_nano: One per point, 0 where unknown; empty if all are.
         values: One per point.
+        start_times_unix_nano: One per point, 0 where unknown; empty if all are.
         extras: Position to what only few points carry.
         skipped: Reason to number of points that were too broken to be decoded.
+        kinds: :func:`kinds_of` the types of the values, from a decoder that had to look at them.
     """
 
     layout: SeriesLayout
     times_unix_nano: Sequence[int]
     values: Sequence[Value]
     start_times_unix_nano: Sequence[int] = ()
-    extras: Mapping[int, Extra] = field(default_factory=dict)
-    skipped: Mapping[str, int] = field(default_factory=dict)
+    extras: Mapping[int, Extra] = {}
+    skipped: Mapping[str, int] = {}
+    kinds: bytes | None = None
+
+
+@lru_cache(maxsize=256)
+def kinds_of(types: tuple[type, ...]) -> bytes:
+    """1 per integer, 0 per other type of value."""
+    return bytes([one is int for one in types])
 
 
 DEEPEST = 16

@@ -17,7 +17,7 @@ from itertools import chain
 from operator import itemgetter
 from typing import NamedTuple, TypeAlias, TypeVar
 
-from .batch import Distribution, Extra, PointBatch, SeriesLayout, Value
+from .batch import Distribution, Extra, PointBatch, SeriesLayout, Value, kinds_of
 
 EXACT = 2**53
 """Integers below this magnitude survive in a float64, and so does their being below it."""
@@ -64,8 +64,10 @@ def pack(batch: PointBatch) -> Packed:
         TypeError, OverflowError: A time or a value is no number that OTLP could send.
     """
     values = batch.values
-    kinds, integers_of = _kinds(tuple(map(type, values)))
-    floats, is_plain = _floats(values, integers_of)
+    kinds = batch.kinds
+    if kinds is None:
+        kinds = kinds_of(tuple(map(type, values)))
+    floats, is_plain = _floats(values, _picker(kinds))
     return Packed(
         batch.layout,
         array("Q", batch.times_unix_nano),
@@ -274,7 +276,7 @@ def _slice(known: Mapping[int, _T], first: int, width: int) -> dict[int, _T]:
     return {place: known[first + place] for place in places}
 
 
-# A source repeats its start times and the types of its values, so both are looked at once.
+# A source repeats its start times and which values are integers, so both are looked at once.
 
 _last_starts: tuple[tuple[int, ...], array[int]] = ((), array("Q"))
 
@@ -288,14 +290,11 @@ def _starts(starts: tuple[int, ...]) -> array[int]:
 
 
 @lru_cache(maxsize=256)
-def _kinds(types: tuple[type, ...]) -> tuple[bytes, _Picker | None]:
-    """Which are integers, and what picks them; None if there are none."""
-    kinds = bytes([one is int for one in types])
+def _picker(kinds: bytes) -> _Picker | None:
+    """Picks the integers; None if there are none."""
     places = [place for place, is_integer in enumerate(kinds) if is_integer]
-    if not places:
-        return kinds, None
     # Of a single place itemgetter would give no tuple.
-    return kinds, itemgetter(*places, *places[:1])
+    return itemgetter(*places, *places[:1]) if places else None
 
 
 def _as_float(value: Value) -> float:

@@ -9,10 +9,11 @@ comprehensions over its points.
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass
+from collections.abc import Sequence
 from functools import lru_cache
+from itertools import chain
 from operator import is_
-from typing import Any
+from typing import Any, NamedTuple
 
 from opentelemetry.sdk.metrics.export import (
     AggregationTemporality,
@@ -37,6 +38,7 @@ from ..batch import (
     attributes_json,
     canonical_json,
     finite,
+    kinds_of,
     writable,
 )
 from .layouts import LayoutCache
@@ -57,14 +59,17 @@ UNKNOWN_KIND = "a metric is of a kind that is not known"
 BAD_POINT = "a data point lacks a value or a time that can be read"
 
 
-@dataclass(frozen=True, slots=True)
-class _Plan:
-    """What the last collection looked like, and the layout it led to."""
+class _Plan(NamedTuple):
+    """What the last collection looked like, and the layout it led to. Replaced as a whole."""
 
     shape: list[tuple[Any, ...]]
     attributes: list[Any]
     layout: SeriesLayout
     only_numbers: bool
+    starts: Sequence[Any] = ()
+    start_times_unix_nano: tuple[int, ...] = ()
+    types: tuple[type, ...] = ()
+    kinds: bytes = b""
 
 
 class SdkDecoder:
@@ -82,23 +87,24 @@ class SdkDecoder:
             data: What ``MetricExporter.export`` gets.
         """
         metrics = [
-            (resource_metrics.resource, scope_metrics.scope, metric)
+            (resource_metrics.resource, scope_metrics.scope, metric, metric.data)
             for resource_metrics in data.resource_metrics
             for scope_metrics in resource_metrics.scope_metrics
             for metric in scope_metrics.metrics
         ]
-        known = [found for found in metrics if found[2].data.__class__ in _KINDS]
-        points = [point for _, _, metric in known for point in metric.data.data_points]
-        plan = self._plan_of(known, points)
+        known = [found for found in metrics if found[3].__class__ in _KINDS]
         skipped = {UNKNOWN_KIND: len(metrics) - len(known)} if len(known) < len(metrics) else {}
-        if plan.only_numbers:
-            batch = _number_batch(plan.layout, points, skipped)
-            if batch is not None:
-                return batch
-        return self._careful_batch(plan.layout, points, skipped)
+        points = list(chain.from_iterable([found[3].data_points for found in known]))
+        shape = _shape(known)
+        plan, batch = self._plan, None
+        if plan is not None and plan.shape == shape:
+            batch = self._repeated(plan, points, skipped)
+        if plan is None or batch is None:
+            plan = self._plan = self._plan_of(shape, points)
+            batch = self._repeated(plan, points, skipped)
+        return batch or self._careful_batch(plan.layout, points, skipped)
 
-    def _plan_of(self, metrics: list[tuple[Any, Any, Any]], points: list[Any]) -> _Plan:
-        shape = [(resource, scope, *_signature(metric)) for resource, scope, metric in metrics]
+    def _plan_of(self, shape: list[tuple[Any, ...]], points: list[Any]) -> _Plan:
         attributes = [point.attributes for point in points]
         plan = self._plan
         # Identity, not equality: {"a": True} == {"a": 1}, and the SDK keeps the objects.
@@ -108,8 +114,10 @@ class SdkDecoder:
             or not all(map(is_, plan.attributes, attributes))
             or plan.shape != shape
         ):
-            plan = self._plan = self._learn(shape, attributes)
-        return plan
+            plan = self._learn(shape, attributes)
+        starts = [point.start_time_unix_nano for point in points]
+        known = tuple([start or 0 for start in starts])
+        return plan._replace(starts=starts, start_times_unix_nano=known)
 
     def _learn(self, shape: list[tuple[Any, ...]], attributes: list[Any]) -> _Plan:
         series: list[Series] = []
@@ -133,6 +141,41 @@ class SdkDecoder:
                 series.append(self._cache.series(one))
         only_numbers = all(one.kind in ("gauge", "sum") for one in series)
         return _Plan(shape, attributes, self._cache.layout(series), only_numbers)
+
+    def _repeated(
+        self, plan: _Plan, points: list[Any], skipped: dict[str, int]
+    ) -> PointBatch | None:
+        """
+        The usual case, fast: numbers of the series of *plan*. None if any point is different.
+
+        The SDK stamps one time on all points, as one object, and keeps the start times.
+        """
+        if not plan.only_numbers or not points:
+            return None
+        time = points[0].time_unix_nano
+        values = [
+            point.value
+            for point, attributes, start in zip(points, plan.attributes, plan.starts, strict=True)
+            if point.attributes is attributes
+            and point.start_time_unix_nano is start
+            and point.time_unix_nano is time
+            and not point.exemplars
+        ]
+        if len(values) < len(points) or not _is_nanos(time):
+            return None
+        types = tuple(map(type, values))
+        if types != plan.types:
+            if not _NUMBERS.issuperset(types):
+                return None
+            plan = self._plan = plan._replace(types=types, kinds=kinds_of(types))
+        return PointBatch(
+            layout=plan.layout,
+            times_unix_nano=(time,),
+            values=values,
+            start_times_unix_nano=plan.start_times_unix_nano,
+            skipped=skipped,
+            kinds=plan.kinds,
+        )
 
     def _careful_batch(
         self, layout: SeriesLayout, points: list[Any], skipped: dict[str, int]
@@ -161,38 +204,20 @@ def _scope(scope: Any) -> AttributesJson:
     return attributes_json({name: value for name, value in known.items() if value})
 
 
-def _signature(metric: Any) -> tuple[Any, ...]:
-    data = metric.data
-    kind = data.__class__
-    return (
-        metric.name,
-        metric.unit,
-        kind,
-        None if kind is Gauge else data.aggregation_temporality,
-        data.is_monotonic if kind is Sum else None,
-        len(data.data_points),
-    )
-
-
-def _number_batch(
-    layout: SeriesLayout, points: list[Any], skipped: dict[str, int]
-) -> PointBatch | None:
-    """The usual case, fast; None if any point is not the usual case."""
-    if [point for point in points if point.exemplars]:
-        return None
-    times = [point.time_unix_nano for point in points]
-    if not times or not _is_nanos(times[0]) or times.count(times[0]) != len(times):
-        return None
-    values = [point.value for point in points]
-    if not set(map(type, values)) <= _NUMBERS:
-        return None
-    return PointBatch(
-        layout=layout,
-        times_unix_nano=times[:1],
-        start_times_unix_nano=tuple([point.start_time_unix_nano or 0 for point in points]),
-        values=values,
-        skipped=skipped,
-    )
+def _shape(metrics: list[tuple[Any, Any, Any, Any]]) -> list[tuple[Any, ...]]:
+    return [
+        (
+            resource,
+            scope,
+            metric.name,
+            metric.unit,
+            data.__class__,
+            getattr(data, "aggregation_temporality", None),
+            getattr(data, "is_monotonic", None),
+            len(data.data_points),
+        )
+        for resource, scope, metric, data in metrics
+    ]
 
 
 def _is_nanos(time: Any) -> bool:
