@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hubmeter.batch import Distribution, Extra, PointBatch, Series, SeriesLayout
-from hubmeter.ledger import Ledger, Packed, gather, pack
+from hubmeter.ledger import GROUP, Ledger, Packed, gather, pack
 from makers import CO2, COST, POWER, SECOND, T0, TEMP, USED, UTIL, tables
 
 TOTAL = "gen_ai.gpu.memory.total"
@@ -205,18 +205,41 @@ def test_an_interrupted_append_costs_that_batch_only() -> None:
     layout = SeriesLayout((series("a"), series("b")))
     ledger = Ledger()
     ledger.append(pack(batch(1, None, layout=layout)))
-    lines = 0
-    while lines < 40:
-        lines += 1
+    taken = {T0, T0 + 5000}
+    for lines in range(1, 2000):  # a group takes many lines
         with contextlib.suppress(KeyboardInterrupt):
             _interrupted_after(lines, ledger, pack(batch(2**60, 2, layout=layout, time=T0 + lines)))
-    ledger.append(pack(batch(None, 3, layout=layout, time=T0 + 1000)))
+            taken.add(T0 + lines)
+    ledger.append(pack(batch(None, 3, layout=layout, time=T0 + 5000)))
     [block] = ledger.snapshot().blocks
     values = [block.value(index, b"\1\1") for index in range(len(block.values))]
 
+    times = block.times_unix_nano
+    assert len(times) == len(set(times)) == len(block)
+    assert taken <= set(times)
     assert values[:2] == [1, None]
     assert values[-2:] == [None, 3]
     assert set(zip(values[2:-2:2], values[3:-2:2], strict=True)) == {(2**60, 2)}
+
+
+@pytest.mark.parametrize("others", [0, 1, GROUP - 1, GROUP, 2 * GROUP + 5])
+def test_what_waits_for_its_block_counts_and_is_read(others: int) -> None:
+    """Groups cannot be seen from outside: neither in counts nor in points, nor in their order."""
+    ledger = Ledger(7)
+    layouts = [SeriesLayout((series("a"),)), SeriesLayout((series("b"),))]
+    for number in range(others + 1):
+        ledger.append(
+            pack(batch(number, layout=layouts[number % 2], time=T0 + number, skipped={"x": 1}))
+        )
+    first, again = ledger.snapshot(), ledger.snapshot()
+
+    assert (ledger.batches, ledger.points) == (others + 8, others + 1)
+    assert ledger.skipped == first.skipped == {"x": others + 1}
+    assert [list(packed.values) for packed in ledger.packed() if packed.values] == [
+        [number] for number in range(others + 1)
+    ]
+    assert [block.layout for block in first.blocks] == layouts[: others + 1]
+    assert first == again
 
 
 def _interrupted_after(lines: int, ledger: Ledger, one: Packed) -> None:
