@@ -19,12 +19,14 @@ from opentelemetry.sdk.metrics.export import (
     HistogramDataPoint,
     InMemoryMetricReader,
     Metric,
+    NumberDataPoint,
 )
 from opentelemetry.sdk.metrics.view import ExponentialBucketHistogramAggregation, View
 from opentelemetry.sdk.resources import Resource
 
 from hubmeter.decode.sdk_objects import BAD_POINT, UNKNOWN_KIND, SdkDecoder
 from hubmeter.energy import Factors
+from hubmeter.ledger import pack
 from makers import (
     CO2,
     ENERGY,
@@ -283,3 +285,21 @@ def test_bounds_of_a_histogram_are_kept_once() -> None:
         bounds.append(value.explicit_bounds)
 
     assert bounds[0] is bounds[1]
+
+
+@given(st.lists(st.tuples(*[st.sampled_from([0, 1, 0.0, 2.5, True])] * 2), min_size=1, max_size=6))
+def test_a_decoder_remembers_nothing_wrong(values: list[tuple]) -> None:
+    """Types and start times that come and go: one decoder says what a new one says each time."""
+    attributes = {"gpu_id": 0}, {"gpu_id": 1}
+    decoder = SdkDecoder()
+    for step, pair in enumerate(values):
+        points = [
+            NumberDataPoint(one, start, T0, value)
+            for value, one, start in zip(pair, attributes, (None, T0 - step // 2), strict=True)
+        ]
+        collection = sdk_data(sdk_sum(ENERGY, "J", *points))
+        packed, fresh = (pack(one.decode(collection)) for one in (decoder, SdkDecoder()))
+
+        assert packed._replace(layout=fresh.layout) == fresh
+        assert packed.layout.series == fresh.layout.series
+        assert packed.kinds == bytes(isinstance(value, int) for value in pair)
