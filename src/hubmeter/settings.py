@@ -18,6 +18,8 @@ from numbers import Number
 from pathlib import Path
 from typing import Any, Literal
 
+from .text import HIDDEN, Secret
+
 LONGEST_NAME = 96
 
 OFF = ("off", "0", "none", "no")
@@ -27,6 +29,8 @@ _SECRET = re.compile(r"@|hf_\w{8,}")
 HUB_URL = re.compile(r"hf://datasets/[^/@]+/[^/@]+/?")
 
 _HUB_PAGE = re.compile(r"https?://[\w.:-]+/datasets/([\w.-]+/[\w.-]+).*")
+
+_ADDRESS = re.compile(r"(?:\[[0-9A-Fa-f:.%]+\]|[\w.-]+):[0-9]{1,5}")
 
 _USERS_REPO = re.compile(r"(?:\{user\}|[\w-][\w.-]*)/[\w-](?:[\w.-]|\{user\})*")
 """A repository whose name has ``{user}`` in it; anything else would be a folder."""
@@ -40,6 +44,7 @@ class Setting:
     Attributes:
         name: Field of :class:`Settings`, and key in ``hubmeter.toml``.
         variable: Environment variable; *fallbacks* are asked after it.
+        is_secret: No message repeats its value.
     """
 
     name: str
@@ -48,6 +53,7 @@ class Setting:
     parse: Callable[[str], Any]
     meaning: str
     fallbacks: tuple[str, ...] = ()
+    is_secret: bool = False
 
 
 def _number(low: float, high: float) -> Callable[[str], float]:
@@ -112,6 +118,20 @@ def _seconds_or_off(text: str) -> float:
     return 0.0 if text.lower() in OFF else _number(1, 7 * 86_400)(text)
 
 
+def _address_or_off(text: str) -> str:
+    if text.lower() in OFF:
+        return ""
+    if not _ADDRESS.fullmatch(text) or int(text.rpartition(":")[2]) > 65_535:
+        raise ValueError("expected host:port such as 127.0.0.1:4318 or [::1]:4318, or off")
+    return text
+
+
+def _bearer(text: str) -> Secret:
+    if not re.fullmatch(r"[\x21-\x7e]{8,4096}", text):
+        raise ValueError("expected 8 or more visible ASCII characters")
+    return Secret(text)
+
+
 def default_journal_dir() -> str:
     """``$HF_HOME/hubmeter``, with the default that ``huggingface_hub`` has for ``HF_HOME``."""
     cache = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
@@ -163,6 +183,25 @@ SETTINGS: tuple[Setting, ...] = (
             meaning="a helper process that publishes after a hard kill"),
     Setting(name="self_metrics", variable="HUBMETER_SELF_METRICS", default=False, parse=_switch,
             meaning="report hubmeter's own counts as OpenTelemetry metrics"),
+    Setting(name="serve_http", variable="HUBMETER_SERVE_HTTP", default="127.0.0.1:4318",
+            parse=_address_or_off, meaning="where hubmeter serve takes OTLP/HTTP; off"),
+    Setting(name="serve_grpc", variable="HUBMETER_SERVE_GRPC", default="127.0.0.1:4317",
+            parse=_address_or_off, meaning="where hubmeter serve takes OTLP/gRPC; off"),
+    Setting(name="serve_token", variable="HUBMETER_SERVE_TOKEN", default=None, parse=_bearer,
+            meaning="bearer token that senders must have", is_secret=True),
+    Setting(name="serve_cert", variable="HUBMETER_SERVE_CERT", default=None, parse=_text,
+            meaning="PEM file with the certificate chain of the receiver; with it, TLS only"),
+    Setting(name="serve_key", variable="HUBMETER_SERVE_KEY", default=None, parse=_text,
+            meaning="PEM file with its private key"),
+    Setting(name="serve_client_ca", variable="HUBMETER_SERVE_CLIENT_CA", default=None,
+            parse=_text, meaning="PEM file; senders need a certificate that it signed"),
+    Setting(name="serve_limit_mib", variable="HUBMETER_SERVE_LIMIT", default=64.0,
+            parse=_number(0.001, 1024), meaning="MiB of one request, also after decompression"),
+    Setting(name="serve_silence_s", variable="HUBMETER_SERVE_SILENCE", default=180.0,
+            parse=_number(1, 7 * 86_400),
+            meaning="seconds after which a silent run is published"),
+    Setting(name="serve_runs", variable="HUBMETER_SERVE_RUNS", default=1000.0,
+            parse=_number(1, 50_000), meaning="runs that are open at a time"),
     Setting(name="disabled", variable="HUBMETER_DISABLED", default=False, parse=_switch,
             meaning="switch everything off"),
 )  # fmt: skip
@@ -176,6 +215,7 @@ class Settings:
 
     Attributes:
         journal_dir: Empty for memory only.
+        serve_http: ``host:port``, or empty for off; likewise *serve_grpc*.
         origins: Field name to where its value came from.
         problems: One sentence for each value that could not be used.
     """
@@ -198,6 +238,15 @@ class Settings:
     signals: bool = True
     sentinel: bool = False
     self_metrics: bool = False
+    serve_http: str = "127.0.0.1:4318"
+    serve_grpc: str = "127.0.0.1:4317"
+    serve_token: Secret | None = None
+    serve_cert: str | None = None
+    serve_key: str | None = None
+    serve_client_ca: str | None = None
+    serve_limit_mib: float = 64.0
+    serve_silence_s: float = 180.0
+    serve_runs: float = 1000.0
     disabled: bool = False
     cuda_visible_devices: str | None = None
     origins: Mapping[str, str] = field(default_factory=dict)
@@ -225,7 +274,8 @@ def load_settings(**given: Any) -> Settings:
             try:
                 value = setting.parse(_as_text(text).strip())
             except ValueError as error:
-                wrong.append(f"{origin}={_shown(text)} is ignored: {error}")
+                shown = HIDDEN if setting.is_secret else _shown(text)
+                wrong.append(f"{origin}={shown} is ignored: {error}")
                 continue
             values[setting.name], origins[setting.name] = value, origin
             break
@@ -293,7 +343,7 @@ def _unknown_variables() -> list[str]:
 
 def _shown(value: Any) -> str:
     """A wrong value as a message may repeat it: not if there may be a token in it."""
-    return "(hidden)" if _SECRET.search(str(value)) else repr(value)
+    return HIDDEN if _SECRET.search(str(value)) else repr(value)
 
 
 def _as_text(value: Any) -> str:
