@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from itertools import permutations
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from hubmeter.batch import PointBatch
+from hubmeter.decode.otlp_json import JsonDecoder
+from hubmeter.decode.spans import SpanDecoder
 from hubmeter.energy import Factors
-from hubmeter.flattening import COMPETING, NOT_FINITE
+from hubmeter.flattening import COMPETING, LEFT_OUT, NOT_FINITE, Options, flatten_points
+from hubmeter.ledger import Points, gather
+from hubmeter.schema import WINDOW_COLUMNS
 from hubmeter.streams import DUPLICATE, NO_TIME
 from makers import (
     CO2,
@@ -26,6 +33,7 @@ from makers import (
     cells,
     decoded,
     gauge,
+    key_values,
     point,
     point_rows,
     request,
@@ -747,3 +755,189 @@ def test_a_gpu_without_any_measured_energy_costs_the_others_nothing() -> None:
 
     assert [row["energy_joules"] for row in found if row["gpu_id"] == "0"] == [0, 0.001, 0.002]
     assert {row["energy_joules"] for row in found if row["gpu_id"] == "1"} == {None}
+
+
+# ------------------------------------------------------------------ windows
+
+TRACE, OTHER = "a" * 32, "b" * 32
+AGENT = {"service.name": "agent", "host.name": "h"}
+
+
+def spans(*found: tuple[Any, ...], resource: Mapping[str, Any] | None = None) -> PointBatch:
+    """Root spans of (trace id, start, end in seconds after T0, attributes)."""
+    made = [
+        {
+            "traceId": trace_id,
+            "startTimeUnixNano": T0 + int(start * SECOND),
+            "endTimeUnixNano": T0 + int(end * SECOND),
+            "attributes": key_values(attributes),
+        }
+        for trace_id, start, end, attributes in found
+    ]
+    about = {"attributes": key_values(AGENT if resource is None else resource)}
+    sent = {"resourceSpans": [{"resource": about, "scopeSpans": [{"spans": made}]}]}
+    return SpanDecoder().decode_object(sent)
+
+
+def together(*sent: Any) -> Points:
+    """Points of requests and of batches of windows, in this order."""
+    decoder = JsonDecoder()
+    return gather(one if isinstance(one, PointBatch) else decoder.decode(one) for one in sent)
+
+
+def ticking(ticks: int = 5, **resource: Any) -> dict[str, Any]:
+    """Two GPUs once a second."""
+    points = [
+        point(10.0 * tick, T0 + tick * SECOND, gpu=gpu) for tick in range(ticks) for gpu in range(2)
+    ]
+    return request(gauge(UTIL, "%", *points), resource=resource)
+
+
+TASK = spans((TRACE, 0.5, 2, {"test.id": "t1", "agent.type": "tool"}),
+             (TRACE, 1.5, 1.9, {"llm.model_name": "m"}),
+             (OTHER, 3, 3.5, {"test.id": "t2", "gen_ai.request.model": "m"}))  # fmt: skip
+
+
+def test_rows_say_what_was_running() -> None:
+    """Every GPU of the run, whoever reported it; the model only while it was called."""
+    found, kept = tables(together(ticking(**{"service.name": "metrics"}), TASK))
+
+    assert cells(found, "gpu_id", *WINDOW_COLUMNS) == [
+        *(("0", None, None, None, None), ("1", None, None, None, None)),
+        *(("0", TRACE, "t1", None, "tool"), ("1", TRACE, "t1", None, "tool")),
+        *(("0", TRACE, "t1", None, "tool"), ("1", TRACE, "t1", None, "tool")),
+        *(("0", OTHER, "t2", "m", None), ("1", OTHER, "t2", "m", None)),
+        *(("0", None, None, None, None), ("1", None, None, None, None)),
+    ]
+    assert {row["service_name"] for row in found} == {"metrics"}
+    assert len(kept) == 3
+
+
+def test_windows_are_in_points_complete() -> None:
+    """Start, end, seconds, what was said, and who said it."""
+    _, kept = tables(together(ticking(), TASK))
+
+    assert cells(kept, "start_time_unix_nano", "timestamp_unix_nano", "value", "service_name") == [
+        (str(T0 + 1_500_000_000), str(T0 + 1_900_000_000), 0.4, "agent"),
+        (str(T0 + 500_000_000), str(T0 + 2_000_000_000), 1.5, "agent"),
+        (str(T0 + 3_000_000_000), str(T0 + 3_500_000_000), 0.5, "agent"),
+    ]
+    assert kept[0]["attributes"] == f'{{"model":"m","trace_id":"{TRACE}"}}'
+    assert kept[0]["resource_attributes"] == '{"host.name":"h","service.name":"agent"}'
+    assert {(row["metric_name"], row["unit"], row["kind"]) for row in kept} == {
+        ("hubmeter.span.duration", "s", "gauge")
+    }
+
+
+def test_windows_of_another_run_say_nothing() -> None:
+    """One receiver takes many runs; a span without a run id belongs to this one."""
+    mine = spans((TRACE, 0, 9, {"task_id": "mine"}))
+    theirs = spans((OTHER, 0, 9, {"task_id": "theirs"}), resource={"run.id": "theirs"})
+    found, _ = tables(together(ticking(2), theirs, mine, ticking(2, **{"run.id": "theirs"})))
+
+    assert {(row["run_id"], row["trace_id"], row["task_id"]) for row in found} == {
+        ("run", TRACE, "mine"), ("theirs", OTHER, "theirs"),
+    }  # fmt: skip
+
+
+def test_windows_change_nothing_else_in_a_row() -> None:
+    """Spans of the same resource as the GPU's, many a second, before, between and after."""
+    sent = [
+        request(gauge(UTIL, "%", point(1, T0 + tick * SECOND, gpu=0, gpu_uuid="GPU-a")),
+                gauge(POWER, "W", point(100.0, T0 + tick * SECOND + 400 * MS, gpu_uuid="GPU-a")),
+                total(CO2, "g", point(1.0 * tick, T0 + tick * SECOND + 10 * MS)),
+                gauge("queue", "1", point(tick, T0 + tick * SECOND)), resource=AGENT)
+        for tick in range(4)
+    ]  # fmt: skip
+    calls = spans(*((TRACE, n / 100, n / 100 + 0.005, {"model": "m"}) for n in range(400)))
+    plain, kept = tables(together(*sent), factors=Factors())
+
+    for around in ([calls, *sent], [*sent, calls], [*sent[:2], calls, *sent[2:]]):
+        found, also_kept = tables(together(*around), factors=Factors())
+        nulls = dict.fromkeys(WINDOW_COLUMNS)
+        assert [row | nulls for row in found] == plain
+        assert [r for r in also_kept if r["metric_name"] == "queue"] == kept
+        assert cells(found, "model") == [("m",)] * 4
+        assert len(also_kept) == 400 + 4
+
+
+def test_windows_alone_make_no_row() -> None:
+    """A run that has no GPU is a run without rows, whatever ran."""
+    found, kept = tables(together(TASK))
+
+    assert (found, len(kept)) == ([], 3)
+
+
+def test_an_empty_run_is_identified_by_who_sent_metrics() -> None:
+    """Spans identify it only if nobody did; what ran at its instant is known all the same."""
+    metrics = request(gauge("queue", "1", point(1)), resource={"service.name": "s"})
+    [row] = tables(together(TASK, metrics), empty_run_unix_nano=T0 + SECOND)[0]
+    [other] = tables(together(TASK), empty_run_unix_nano=T0)[0]
+
+    assert (row["service_name"], row["task_id"], row["gpu_id"]) == ("s", "t1", None)
+    assert (other["service_name"], other["host_name"], other["task_id"]) == ("agent", "h", None)
+
+
+def test_a_span_that_is_sent_twice_is_one_window() -> None:
+    """A sender repeats what it believes lost."""
+    once = tables(together(ticking(), TASK))
+    twice = together(TASK, ticking(), TASK)
+
+    assert tables(twice) == once
+    assert flatten_points(twice, Options(run_id="run")).skipped == {DUPLICATE: 3}
+
+
+def test_windows_of_equal_words_and_end_all_count() -> None:
+    """Clocks are coarse: a call and what it called may end at once."""
+    nested = spans((TRACE, 0.5, 3, {"model": "m"}), (TRACE, 2.5, 3, {"model": "m"}))
+
+    assert cells(tables(together(ticking(), nested))[0][::2], "model") == [
+        (None,), ("m",), ("m",), ("m",), (None,),
+    ]  # fmt: skip
+
+
+def test_points_that_nobody_keeps_label_rows_all_the_same() -> None:
+    """HUBMETER_POINTS is about the other config."""
+    points = together(ticking(), TASK)
+    found, kept = tables(points, points="none")
+
+    assert cells(found, *WINDOW_COLUMNS) == cells(tables(points)[0], *WINDOW_COLUMNS)
+    assert kept == []
+    assert flatten_points(points, Options(run_id="run", points="none")).skipped == {LEFT_OUT: 3}
+
+
+def test_a_window_labels_the_part_that_it_came_in() -> None:
+    """A span arrives when it ends; rows of a part that ended before are published."""
+    first = flatten_points(together(ticking(2)), Options(run_id="run"))
+    points = together(ticking(5), TASK)
+
+    assert first.labels == {}
+    assert flatten_points(points, Options(run_id="run"), first.closing).labels.keys() == {
+        *WINDOW_COLUMNS
+    }
+
+
+def test_only_our_own_metric_is_a_window() -> None:
+    """A gauge of the same name from elsewhere is a gauge: it says nothing about rows."""
+    same_name = gauge(
+        "hubmeter.span.duration", "s", point(9.0, T0 + 9 * SECOND, start=1, trace_id=TRACE)
+    )
+    found, kept = tables(together(ticking(), request(same_name)))
+
+    assert cells(found, "trace_id") == [(None,)] * 10
+    assert len(kept) == 1
+
+
+@pytest.mark.parametrize("words", [{}, {"trace_id": 5}, {"trace_id": TRACE, "model": ["m"]}])
+def test_windows_that_somebody_else_made_cost_nothing(words: Mapping[str, Any]) -> None:
+    """Whatever attributes and times they have: no exception, and the rows are there."""
+    made = gauge("hubmeter.span.duration", "s",
+                 point(1.0, T0 + SECOND, start=0, **words), point(1.0, T0, start=T0 + 1, **words),
+                 point(1.0, T0 + 3 * SECOND, start=T0 + SECOND, **words))  # fmt: skip
+    found, kept = tables(together(request(made, scope="hubmeter"), ticking()))
+
+    trace_id = str(words["trace_id"]) if words else None
+    assert cells(found[::2], "trace_id", "model") == [
+        (None, None), *3 * [(trace_id, None)], (None, None),
+    ]  # fmt: skip
+    assert len(kept) == 3

@@ -41,6 +41,7 @@ from .streams import (
     totals,
     without_points,
 )
+from .windows import Words, holds_windows, is_window, labels
 
 PointsKept: TypeAlias = Literal["all", "other", "none"]
 
@@ -83,6 +84,7 @@ class Rows:
         gpus: Distinct identities; *gpu_of_row* points into them.
         floats: Column name to values, NaN is null; absent columns are null.
         throttle_reasons: Reason to 1.0, 0.0 or NaN per row.
+        labels: Column name to what was running at each row; absent columns are null.
         leftovers: References of the points that are for the ``points`` config.
         skipped: Reason to number of points that are not in the rows because of it.
         closing: What the run has grown to: the opening of its next part.
@@ -94,6 +96,7 @@ class Rows:
     floats: Mapping[str, Floats]
     throttle_reasons: Mapping[str, Floats]
     energy_source: Floats
+    labels: Mapping[str, Words]
     leftovers: Refs
     skipped: Mapping[str, int]
     closing: Opening
@@ -103,14 +106,15 @@ def flatten_points(points: Points, options: Options, opening: Opening = START) -
     """
     Flatten *points* into rows, sorted by time and GPU id, rows without a GPU first.
 
-    The merging rules are those of the dataset contract (README, "The dataset").
+    The merging rules are those of the dataset contract (README, "The dataset"). Windows
+    (:mod:`hubmeter.windows`) label rows; they make none, and change nothing else in one.
 
     A run may be flattened in parts, each with the closing of the part before as its
     *opening*: sums and integrals go on, and what was sent once is not derived later.
     What needs several points at once is judged within a part, from its own points:
     which points are one instant or the same point twice, which gauge of several
-    serves a column, whose GPU a series is about where another series tells that, and
-    whether a column is derived that only a later part sends. The typical interval of
+    serves a column, whose GPU a series is about where another series tells that, what was
+    running, and whether a column is derived that only a later part sends. The typical interval of
     power readings is that of the run so far.
     """
     counts: Counter[str] = Counter()
@@ -119,12 +123,12 @@ def flatten_points(points: Points, options: Options, opening: Opening = START) -
     silent = [series for series in opening.sums if series not in here]
     known = (*directory.series, *silent)
     targets = {series: target for series in known if (target := _target(series))}
-    others = [series for series in directory.series if series not in targets]
+    others = [one for one in directory.series if one not in targets and not is_window(one)]
     gpus = gpus_of(targets, others, options.run_id)
     is_fed = np.array([series in gpus for series in directory.series], dtype=bool)
     grid = _Grid(points=points, counts=counts, opening=opening, sums=dict(opening.sums))
     with np.errstate(over="ignore", invalid="ignore"):
-        for stream in streams_of(points, directory, is_fed, counts):
+        for stream in streams_of(points, _without_windows(points, directory), is_fed, counts):
             grid.offer(stream, targets[stream.series], gpus[stream.series])
         for series in silent:
             if series in gpus:
@@ -134,6 +138,15 @@ def flatten_points(points: Points, options: Options, opening: Opening = START) -
         closing = derive(grid.sheets, options.factors, replace(opening, sums=grid.sums))
     leftovers = _leftovers(grid, directory, is_fed, options.points)
     return _rows(grid, directory.series, options, leftovers, closing)
+
+
+def _without_windows(points: Points, directory: Directory) -> Directory:
+    """*directory* in which nothing stands where spans do: they tell no collection interval."""
+    nothing = np.empty(0, dtype=np.int64)
+    blocks = zip(points.blocks, directory.numbers, strict=True)
+    return replace(
+        directory, numbers=[nothing if holds_windows(b) else numbers for b, numbers in blocks]
+    )
 
 
 def _leftovers(
@@ -155,7 +168,7 @@ def _leftovers(
 
 
 def _target(series: Series) -> Target | None:
-    if series.kind not in ("gauge", "sum"):
+    if series.kind not in ("gauge", "sum") or is_window(series):
         return None
     return target_of(series.metric_name, series.unit, json.loads(series.attributes))
 
@@ -298,15 +311,16 @@ def _rows(
     sizes = np.array([sheet.times.size for sheet in sheets], dtype=np.int64)
     gpu_of_row = np.repeat(np.arange(len(sheets)), sizes)
     order = np.lexsort((_ranks(sheets)[gpu_of_row], times))
+    times, gpu_of_row = times[order], gpu_of_row[order]
     floats = {name: np.concatenate([s.read(name) for s in sheets])[order] for name in sorted(names)}
     if options.zero_fill:
         for name in SEED_METRICS:
             floats[name] = np.nan_to_num(floats.get(name, np.zeros(times.size)), nan=0.0)
     source = floats.pop("energy:source", np.full(times.size, np.nan))
     return Rows(
-        times=times[order],
+        times=times,
         gpus=tuple(sheet.gpu for sheet in sheets),
-        gpu_of_row=gpu_of_row[order],
+        gpu_of_row=gpu_of_row,
         floats={name: values for name, values in floats.items() if ":" not in name},
         throttle_reasons={
             name.removeprefix("throttle:"): values
@@ -314,6 +328,9 @@ def _rows(
             if name.startswith("throttle:")
         },
         energy_source=source,
+        labels=labels(
+            grid.points, options.run_id, times, [sheet.gpu.run_id for sheet in sheets], gpu_of_row
+        ),
         leftovers=leftovers,
         skipped=dict(Counter(grid.points.skipped) + grid.counts),
         closing=closing,
@@ -339,8 +356,9 @@ def _empty_run(series: list[Series], options: Options) -> list[Sheet]:
         return []
     resource, run_id, service_name = "{}", options.run_id, None
     if series:
-        resource = series[0].resource
-        run_id, service_name = owner_of(series[0], options.run_id)
+        first = min(series, key=is_window)  # who reported metrics, if there was anybody
+        resource = first.resource
+        run_id, service_name = owner_of(first, options.run_id)
     loose = Gpu(
         reporter=(run_id, resource),
         run_id=run_id,

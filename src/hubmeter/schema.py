@@ -68,8 +68,8 @@ DEFAULT: tuple[Column, ...] = (
     _seed("gpu_power_watts", "float64", "gauge", "W", "board power"),
     _text("trace_id", "trace that ran at that instant; null: none or several"),
     _text("task_id", "task that ran at that instant; null: none or several"),
-    _text("model", "model of that task"),
-    _text("agent_type", "agent type of that task"),
+    _text("model", "model in use at that instant; null: none or several"),
+    _text("agent_type", "agent type that ran at that instant; null: none or several"),
     _float("energy_joules", "J", "energy since the run began", "cumulative"),
     _text("energy_source", "counter: the driver's meter; integrated: from power; null: no energy",
           "identity"),
@@ -97,7 +97,8 @@ POINTS: tuple[Column, ...] = (
     _point("run_id", "string", "the run"),
     _point("timestamp", "string", "UTC, ISO 8601, six fractional digits and +00:00", "time"),
     _point("timestamp_unix_nano", "string", "nanoseconds since 1970", "time"),
-    _point("start_time_unix_nano", "string", "start of a sum or histogram; null: unknown", "time"),
+    _point("start_time_unix_nano", "string", "start of a sum, histogram or span; null: unknown",
+           "time"),
     _point("service_name", "string", "resource service.name"),
     _point("metric_name", "string", "as sent"),
     _point("unit", "string", "as sent (UCUM)"),
@@ -127,6 +128,15 @@ POINTS: tuple[Column, ...] = (
     _point("exemplars", "string", "exemplars, JSON"),
 )  # fmt: skip
 """Config ``points``: complete data points that have no column in ``default``."""
+
+WINDOW_METRIC, WINDOW_SCOPE, WINDOW_UNIT = "hubmeter.span.duration", "hubmeter", "s"
+"""
+What a span that says what ran is in ``points``: a gauge of its seconds, with its start and end.
+
+Its attributes are named as the columns that are made of it: :data:`WINDOW_COLUMNS`.
+"""
+
+WINDOW_COLUMNS = ("trace_id", "task_id", "model", "agent_type")
 
 CONFIGS: dict[str, tuple[Column, ...]] = {"default": DEFAULT, "points": POINTS}
 

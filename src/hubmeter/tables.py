@@ -68,6 +68,8 @@ def default_table(rows: Rows) -> pa.Table:
     for name in ("run_id", "service_name", "host_name", "gpu_id", "gpu_uuid", "gpu_name"):
         words = texts([getattr(gpu, name) for gpu in rows.gpus])
         known[name] = words.take(numbers(rows.gpu_of_row))
+    for name, column in rows.labels.items():
+        known[name] = texts([None, *column.words]).take(numbers(column.of_row + 1))
     for name, values in rows.floats.items():
         known[name] = numbers(values, ~np.isnan(values))
     arrays = [known.get(c.name, pa.nulls(size, _ARROW_TYPES[c.type])) for c in DEFAULT]
