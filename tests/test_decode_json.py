@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
+import tracemalloc
+from typing import Any
 
 import pytest
 
-from hubmeter.batch import Distribution
+from hubmeter.batch import Distribution, PointBatch, Series
 from hubmeter.convert import flatten, read_points
-from hubmeter.decode.otlp_json import JsonDecoder
+from hubmeter.decode.json_values import BAD_ID
+from hubmeter.decode.layouts import LayoutCache
+from hubmeter.decode.otlp_json import SNAKE_CASE, JsonDecoder
 from hubmeter.errors import DecodeError, SettingsError
 from makers import (
     SECOND,
@@ -229,3 +233,135 @@ def test_flatten_takes_settings() -> None:
 
     assert (row["run_id"], row["gpu_memory_used_mib"]) == ("r", 0.0)
     assert flatten(DOCUMENT[0], config="points", points="all").num_rows == 1
+
+
+# ------------------------------------------------------------------ what a receiver gets
+
+
+def received(body: Any) -> PointBatch:
+    """The body of a request, text or what JSON can say."""
+    text = body if isinstance(body, bytes) else json.dumps(body).encode()
+    return JsonDecoder().decode_request(text)
+
+
+@pytest.mark.parametrize(
+    "body", [b"{}", b" {}\n", b"\xef\xbb\xbf{}", {"resourceMetrics": []}, {"tomorrow": [1]},
+             {"resourceMetrics": [{}]}, {"resourceMetrics": [{"scopeMetrics": [{}]}]}]
+)  # fmt: skip
+def test_request_without_points_is_a_success(body) -> None:
+    """Also one of which nothing is known but that it is an object."""
+    batch = received(body)
+
+    assert (list(batch.values), batch.skipped) == ([], {})
+
+
+@pytest.mark.parametrize(
+    ("body", "reason"),
+    [
+        (b"", "not JSON"), (b"{", "not JSON"), (b"\x0a\x05hello", "not JSON"),
+        (b'{"a": 1} {"a": 1}', "not JSON"), (b'{"a": "\xff"}', "not UTF-8.*byte 7"),
+        ("{}".encode("utf-16"), "not UTF-8"), (b'"\xed\xa0\x80"', "not UTF-8"),
+        (b"[]", "not a JSON object"), (b"5", "not a JSON object"), (b"null", "not a JSON object"),
+        (b"[" * 100_000, "nested too deeply"), (b'{"a":' * 100_000, "nested too deeply"),
+    ],
+)  # fmt: skip
+def test_body_that_is_no_request_is_refused(body: bytes, reason: str) -> None:
+    """The message tells the sender what is wrong with it."""
+    with pytest.raises(DecodeError, match=reason):
+        received(body)
+
+
+def test_snake_case_is_not_acknowledged_silently() -> None:
+    """Its names are unknown and so ignored, but the sender hears that nothing was taken."""
+    sent = {"resource_metrics": request(gauge("m", "", point(1)))["resourceMetrics"]}
+
+    assert received(sent).skipped == {SNAKE_CASE.format("resource_metrics", "resourceMetrics"): 1}
+    assert received({"resource_metrics": [], "resourceMetrics": []}).skipped == {}
+
+
+def test_number_of_a_hundred_thousand_digits_spoils_itself_only() -> None:
+    """Python refuses to read it."""
+    good = json.dumps(request(gauge("m", "", point(1))))[:-1]
+    batch = received(f'{good},"tomorrow":{"9" * 100_000}}}'.encode())
+
+    assert list(batch.values) == [1]
+
+
+@pytest.mark.parametrize(
+    ("sent", "value"),
+    [(2**53 + 1, 2**53 + 1), (str(2**53 + 1), 2**53 + 1), ("-1", -1), (2**64 - 1, 2**64 - 1)],
+)
+def test_integers_beyond_a_double_are_exact(sent, value) -> None:
+    """As numbers and as strings."""
+    assert list(received(request(gauge("m", "", point(None) | {"asInt": sent}))).values) == [value]
+
+
+def test_counts_reach_to_the_end_of_64_bits() -> None:
+    """Unsigned, either way."""
+    data = {"dataPoints": [{"count": str(2**64 - 1), "bucketCounts": [2**64 - 1, "0"]}]}
+    [value] = received(request({"name": "h", "histogram": data})).values
+
+    assert value == Distribution(count=2**64 - 1, bucket_counts=(2**64 - 1, 0))
+
+
+def test_bytes_are_base64() -> None:
+    """In JSON as they come."""
+    one = {**point(1), "attributes": [{"key": "a", "value": {"bytesValue": "AP8="}}]}
+
+    assert received(request(gauge("m", "", one))).layout.series[0].attributes == '{"a":"AP8="}'
+
+
+@pytest.mark.parametrize(
+    "identifier", ["abc", "0" * 31, "0" * 33, "g" * 32, "0" * 16, "AAAAAAAAAAAAAAAAAAAAAA==", 5, []]
+)
+def test_identifier_that_is_not_one_costs_its_point(identifier) -> None:
+    """Hexadecimal of the right length; the batch goes on, the sender hears of it."""
+    bad = {**point(1), "exemplars": [{"traceId": identifier, "asInt": "1"}]}
+    batch = received(request(gauge("m", "", bad, point(2))))
+
+    assert (list(batch.values), batch.skipped) == ([2], {BAD_ID: 1})
+
+
+@pytest.mark.parametrize("identifier", ["AB" * 16, "ab" * 16, "", None])
+def test_identifier_in_either_case_or_none(identifier) -> None:
+    """Kept in lower case; what is empty is not there."""
+    one = {**point(1), "exemplars": [{"traceId": identifier}]}
+    [extra] = received(request(gauge("m", "", one))).extras.values()
+
+    [exemplar] = json.loads(extra.exemplars)
+    assert exemplar.get("traceId") == ("ab" * 16 if identifier else None)
+
+
+# ------------------------------------------------------------------ what is remembered
+
+
+def test_series_for_ever_do_not_fill_the_memory() -> None:
+    """A sender that puts request numbers into attributes or names; long texts count as many."""
+    cache = LayoutCache(most_bytes=1_000_000)
+    tracemalloc.start()
+    for n in range(3000):
+        name, attributes = ((f"{n}", f"{n}"), (f"{n:30000}", ""), ("", f"{n:30000}"))[n % 3]
+        one = Series(resource="{}", scope_name="", metric_name=name, unit="", kind="gauge",
+                     attributes=attributes)  # fmt: skip
+        found = cache.series(one)
+        assert (found, cache.layout([found]).series) == (one, (one,))
+    held, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+
+    assert held < 1_800_000
+
+
+def test_what_repeats_is_one_object() -> None:
+    """Until it is forgotten, and after that again."""
+    cache, layouts = LayoutCache(most_bytes=2_000), []
+    for number in range(1, 61):
+        first, second, _ = (
+            cache.series(
+                Series(resource="{}", scope_name="", metric_name=name, unit="", kind="sum")
+            )
+            for name in ("m", "m", f"{number}")
+        )
+        assert first is second
+        layouts.append(cache.layout([first]))
+
+    assert 2 < len(set(layouts)) < 30

@@ -7,7 +7,7 @@ What is not what OTLP says is a :class:`BadPoint`, never another number.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from ..batch import (
@@ -25,6 +25,8 @@ from ..batch import (
 
 BAD_TIME = "a timestamp is not an integer"
 BAD_NUMBER = "a value is not a number"
+BAD_ID = "an exemplar has a trace or span id that is not one"
+SPAN_ID_BYTES, TRACE_ID_BYTES = 8, 16
 
 
 class BadPoint(ValueError):
@@ -230,31 +232,62 @@ def _items(values: Any, kind: type = object) -> list[Any]:
 
 
 def extra_of(point: Mapping[str, Any]) -> Extra | None:
-    """Flags and exemplars of *point*, if it has any."""
+    """
+    Flags and exemplars of *point*, if it has any.
+
+    Raises:
+        BadPoint: The flags are no number, or an identifier in an exemplar is not one.
+    """
     flags, exemplars = _flags(point), _list(point.get("exemplars"))
     if not flags and not exemplars:
         return None
-    plain = canonical_json([_exemplar(exemplar) for exemplar in exemplars]) if exemplars else None
-    return Extra(flags=flags, exemplars=plain)
+    return Extra(flags=flags, exemplars=exemplars_json(map(_exemplar, exemplars)))
+
+
+def exemplars_json(exemplars: Iterable[Any]) -> str | None:
+    """The list of *exemplars* as canonical JSON, or None if there are none; one at a time."""
+    texts = ",".join(map(canonical_json, exemplars))
+    return f"[{texts}]" if texts else None
 
 
 def _exemplar(exemplar: Any) -> Any:
     """As it was sent, but attributes are a plain object and numbers and ids have one form."""
     if not isinstance(exemplar, Mapping):
         return exemplar
-    forms: dict[str, Callable[[Any], Any]] = {
-        "timeUnixNano": str,
-        "asInt": str,
-        "asDouble": lambda value: _or_as_sent(float, value),
-        "spanId": lambda value: str(value).lower(),
-        "traceId": lambda value: str(value).lower(),
-    }
     plain = {
-        key: forms[key](value) if key in forms and isinstance(value, str | int | float) else value
+        key: _FORMS[key](value) if key in _FORMS else value
         for key, value in exemplar.items()
         if value not in (None, "")
     }
     return plain | {"filteredAttributes": attributes_of(_list(exemplar.get("filteredAttributes")))}
+
+
+def _text(value: Any) -> Any:
+    return str(value) if isinstance(value, int | float) else value
+
+
+def _double_or_as_sent(value: Any) -> Any:
+    return _or_as_sent(float, value) if isinstance(value, int | float | str) else value
+
+
+def _identifier(size: int) -> Callable[[Any], str]:
+    pattern = re.compile(f"[0-9a-fA-F]{{{2 * size}}}")
+
+    def form(value: Any) -> str:
+        if not isinstance(value, str) or not pattern.fullmatch(value):
+            raise BadPoint(BAD_ID)
+        return value.lower()
+
+    return form
+
+
+_FORMS: Mapping[str, Callable[[Any], Any]] = {
+    "timeUnixNano": _text,
+    "asInt": _text,
+    "asDouble": _double_or_as_sent,
+    "spanId": _identifier(SPAN_ID_BYTES),
+    "traceId": _identifier(TRACE_ID_BYTES),
+}
 
 
 def _flags(point: Mapping[str, Any]) -> int:

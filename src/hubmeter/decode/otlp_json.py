@@ -11,23 +11,20 @@ from __future__ import annotations
 
 import json
 import re
-from collections import Counter
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 from ..batch import (
     AttributesJson,
-    Extra,
     Kind,
     PointBatch,
     Series,
     Temporality,
-    Value,
     attributes_json,
 )
 from ..errors import DecodeError
 from .json_values import BadPoint, attributes_of, extra_of, name_of, nanos_of, value_of
-from .layouts import LayoutCache
+from .layouts import Columns, LayoutCache
 
 _KINDS: Mapping[str, Kind] = {
     "gauge": "gauge",
@@ -63,15 +60,22 @@ class JsonDecoder:
         """
         walk = _Walk(self._cache)
         walk.request(request)
-        times = walk.times
-        return PointBatch(
-            layout=self._cache.layout(walk.series),
-            times_unix_nano=times[:1] if len(set(times)) == 1 else times,
-            start_times_unix_nano=tuple(walk.starts),
-            values=walk.values,
-            extras=walk.extras,
-            skipped=dict(walk.skipped),
-        )
+        return walk.columns.batch(self._cache)
+
+    def decode_request(self, body: bytes) -> PointBatch:
+        """
+        The body of one request that a sender waits for, in UTF-8.
+
+        What is wrong inside is counted, as in :meth:`decode`. A body without
+        ``resourceMetrics`` is a request without points, as unknown fields are ignored.
+
+        Raises:
+            DecodeError: *body* is not a JSON object.
+        """
+        request = _object_of(body)
+        if "resource_metrics" not in request:  # that is counted, or its points would vanish
+            request = {"resourceMetrics": [], **request}
+        return self.decode(request)
 
     def decode_document(self, document: Any) -> Iterator[PointBatch]:
         """A request; or smoltrace's envelope, each item of which is a collection of its own."""
@@ -114,10 +118,26 @@ class JsonDecoder:
             yield from self.decode_document(document)
 
 
+def _object_of(body: bytes) -> Mapping[str, Any]:
+    try:
+        found = _parsed(body.decode("utf-8-sig"))
+    except UnicodeDecodeError as error:
+        raise DecodeError(f"the body is not UTF-8: {error.reason} at byte {error.start}") from None
+    except ValueError as error:
+        raise DecodeError(f"the body is not JSON: {error}") from None
+    except RecursionError:
+        raise DecodeError("the body is nested too deeply to be OTLP/JSON") from None
+    if not isinstance(found, dict):
+        raise DecodeError('the body is not a JSON object: expected {"resourceMetrics": [...]}')
+    return found
+
+
 def _parsed(text: str | bytes) -> Any:
     """JSON, in which one number of thousands of digits spoils that number only."""
     try:
         return json.loads(text)
+    except (json.JSONDecodeError, UnicodeDecodeError):
+        raise
     except ValueError:
         return json.loads(
             text, parse_int=lambda digits: int(digits) if len(digits) < 40 else digits
@@ -128,28 +148,26 @@ class _Walk:
     """Collects the points of one request."""
 
     def __init__(self, cache: LayoutCache) -> None:
-        self.series: list[Series] = []
-        self.times: list[int] = []
-        self.starts: list[int] = []
-        self.values: list[Value] = []
-        self.extras: dict[int, Extra] = {}
-        self.skipped: Counter[str] = Counter()
+        self.columns = Columns()
+        self._skipped = self.columns.skipped
         self._cache = cache
 
     def request(self, request: Any) -> None:
         names = {"resourceMetrics", "resource_metrics"}
         if not isinstance(request, Mapping) or names.isdisjoint(request):
-            self.skipped[NOT_A_REQUEST] += 1
+            self._skipped[NOT_A_REQUEST] += 1
             return
         run_id = name_of(request.get("run_id")) or None
         for resource_metrics in self._objects(request, "resourceMetrics"):
-            resource = self._attributes(self._object(resource_metrics, "resource"))
+            resource = self._cache.text(
+                self._attributes(self._object(resource_metrics, "resource"))
+            )
             for scope_metrics in self._objects(resource_metrics, "scopeMetrics"):
                 scope = self._object(scope_metrics, "scope")
                 owner: dict[str, Any] = {
                     "resource": resource,
                     "scope_name": name_of(scope.get("name")),
-                    "scope": self._scope(scope, scope_metrics),
+                    "scope": self._cache.text(self._scope(scope, scope_metrics)),
                     "run_id": run_id,
                 }
                 for metric in self._objects(scope_metrics, "metrics"):
@@ -167,23 +185,22 @@ class _Walk:
     def _metric(self, metric: Mapping[str, Any], owner: Mapping[str, Any]) -> None:
         key = next((key for key in _KINDS if metric.get(key) is not None), None)
         if key is None:
-            self.skipped[UNKNOWN_KIND] += 1
+            self._skipped[UNKNOWN_KIND] += 1
             return
         data = metric[key]
         if not isinstance(data, Mapping):
-            self.skipped[NOT_AN_OBJECT.format(key)] += 1
+            self._skipped[NOT_AN_OBJECT.format(key)] += 1
             return
+        common: dict[str, Any] = {
+            **owner,
+            "metric_name": self._cache.text(name_of(metric.get("name"))),
+            "unit": name_of(metric.get("unit")),
+            "kind": _KINDS[key],
+            "temporality": _temporality(key, data),
+            "is_monotonic": bool(data.get("isMonotonic")) if key == "sum" else None,
+        }
         for point in self._objects(data, "dataPoints"):
-            series = Series(
-                **owner,
-                metric_name=name_of(metric.get("name")),
-                unit=name_of(metric.get("unit")),
-                kind=_KINDS[key],
-                temporality=_temporality(key, data),
-                is_monotonic=bool(data.get("isMonotonic")) if key == "sum" else None,
-                attributes=self._attributes(point),
-            )
-            self._point(point, self._cache.series(series))
+            self._point(point, Series(**common, attributes=self._attributes(point)))
 
     def _point(self, point: Mapping[str, Any], series: Series) -> None:
         try:
@@ -192,34 +209,29 @@ class _Walk:
             value = value_of(point, series.kind)
             extra = extra_of(point)
         except BadPoint as error:
-            self.skipped[str(error)] += 1
-            return
-        if extra is not None:
-            self.extras[len(self.values)] = extra
-        self.series.append(series)
-        self.times.append(time)
-        self.starts.append(start)
-        self.values.append(value)
+            self._skipped[str(error)] += 1
+        else:
+            self.columns.add(self._cache.series(series), time, start, value, extra)
 
     def _objects(self, parent: Mapping[str, Any], key: str) -> Iterator[Mapping[str, Any]]:
         """The objects in the list *key*; an absent list is an empty one."""
         if key not in parent and (snake := re.sub("([A-Z])", r"_\1", key).lower()) in parent:
-            self.skipped[SNAKE_CASE.format(snake, key)] += 1
+            self._skipped[SNAKE_CASE.format(snake, key)] += 1
         found = parent.get(key, [])
         if not isinstance(found, list):
-            self.skipped[NOT_AN_OBJECT.format(key)] += 1
+            self._skipped[NOT_AN_OBJECT.format(key)] += 1
             return
         for item in found:
             if isinstance(item, Mapping):
                 yield item
             else:
-                self.skipped[NOT_AN_OBJECT.format(f"an item of {key}")] += 1
+                self._skipped[NOT_AN_OBJECT.format(f"an item of {key}")] += 1
 
     def _object(self, parent: Mapping[str, Any], key: str) -> Mapping[str, Any]:
         """The object *key*; empty where there is none."""
         found = parent.get(key)
         if found is not None and not isinstance(found, Mapping):
-            self.skipped[NOT_AN_OBJECT.format(key)] += 1
+            self._skipped[NOT_AN_OBJECT.format(key)] += 1
         return found if isinstance(found, Mapping) else {}
 
     def _attributes(self, owner: Mapping[str, Any]) -> AttributesJson:
