@@ -1,0 +1,143 @@
+"""
+Connections of the HTTP door: how many, how long they may take to say what they want, and what
+they hear who do not speak HTTP.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any, cast
+
+from aiohttp import web
+
+from .problems import Problems
+
+TOO_MANY = (
+    b"HTTP/1.1 429 Too Many Requests\r\nRetry-After: 1\r\nContent-Length: 0\r\n"
+    b"Connection: close\r\n\r\n"
+)
+
+
+ACCEPTING_TURNS = 5
+"""Of the loop, until a socket that was accepted is a connection."""
+
+LEAVING_TURNS = 100
+"""Of the loop, at most, until a connection that was cut off has left; TLS takes some."""
+
+
+class Crowd:
+    """The connections that there are, and whether another one is too many."""
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._here: set[asyncio.BaseTransport] = set()
+
+    def enter(self, transport: asyncio.BaseTransport) -> bool:
+        """One more, if it is not here yet; whether there is room for it."""
+        self._here.add(transport)
+        return len(self._here) <= self._most
+
+    def leave(self, transport: asyncio.BaseTransport) -> None:
+        self._here.discard(transport)
+
+    async def disperse(self) -> None:
+        """Cut off who is left, and who was just accepted. No more are accepted by now."""
+        for turn in range(LEAVING_TURNS):
+            if turn > ACCEPTING_TURNS and not self._here:
+                return
+            for transport in list(self._here):
+                cast(asyncio.Transport, transport).abort()
+            await asyncio.sleep(0)
+
+
+def send_away(transport: asyncio.BaseTransport) -> None:
+    """A connection too many is told to come again."""
+    if isinstance(transport, asyncio.Transport):
+        transport.write(TOO_MANY)
+    transport.close()
+
+
+class Connection(web.RequestHandler):
+    """
+    aiohttp's connection, with a time limit for the headers of each request, and without its log.
+    """
+
+    __slots__ = ("_crowd", "_hurry", "_in_request", "_place", "_problems", "_slowest_s")
+
+    def __init__(
+        self,
+        server: web.Server,
+        *,
+        crowd: Crowd,
+        slowest_s: float,
+        problems: Problems,
+        **options: Any,
+    ) -> None:
+        super().__init__(server, loop=asyncio.get_running_loop(), **options)
+        self._crowd = crowd
+        self._slowest_s = slowest_s
+        self._problems = problems
+        self._hurry: asyncio.TimerHandle | None = None
+        self._in_request = False
+
+    def begin(self) -> None:
+        """The headers of a request are here."""
+        self._in_request = True
+        self._stop_waiting()
+
+    def end(self) -> None:
+        """It is answered; the next one may begin."""
+        self._in_request = False
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        super().connection_made(transport)
+        self._wait_for_headers()
+        self._place = transport
+        if not self._crowd.enter(transport):
+            self._problems.note("too many connections at a time")
+            send_away(transport)
+            self.force_close()
+
+    def connection_lost(self, exc: BaseException | None) -> None:
+        self._crowd.leave(self._place)
+        self._stop_waiting()
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        if self._hurry is None and not self._in_request:
+            self._wait_for_headers()
+        super().data_received(data)
+
+    def handle_error(
+        self,
+        request: web.BaseRequest,
+        status: int = 500,
+        exc: BaseException | None = None,
+        message: str | None = None,
+    ) -> web.StreamResponse:
+        """What is no HTTP is not repeated in the answer, nor in a traceback."""
+        if status < 500:
+            self._problems.note("what came is no HTTP")
+        else:
+            self._problems.note("an answer could not be made", type(exc).__name__, exc)
+            status = 503
+        response = web.Response(status=status, text="not understood\n")
+        response.force_close()
+        return response
+
+    def log_exception(self, *arguments: Any, **options: Any) -> None:
+        self._problems.note("a connection failed", error=options.get("exc_info"))
+
+    def _wait_for_headers(self) -> None:
+        loop = asyncio.get_running_loop()
+        self._hurry = loop.call_later(self._slowest_s, self._give_up)
+
+    def _stop_waiting(self) -> None:
+        if self._hurry is not None:
+            self._hurry.cancel()
+            self._hurry = None
+
+    def _give_up(self) -> None:
+        self._hurry = None
+        self._problems.note("the headers of a request did not come in time")
+        self.force_close()

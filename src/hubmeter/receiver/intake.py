@@ -1,0 +1,78 @@
+"""
+From the bytes of a request to an :class:`Answer`: decode, deliver. No network, no asyncio.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Mapping
+
+from ..batch import PointBatch
+from ..decode.otlp_json import JsonDecoder
+from ..decode.otlp_proto import ProtoDecoder
+from ..decode.spans import SpanDecoder
+from ..errors import DecodeError, JournalError
+from .answers import TAKEN, Answer, Form, Signal, Status, not_now
+from .problems import Problems
+
+MOST_REASONS = 5
+"""That a sender hears, the most frequent ones."""
+
+RETRY_AFTER_S = 1.0
+"""When a full disk may have room again. Senders have 10 s for all their tries by default."""
+
+
+class Intake:
+    """
+    Takes requests of all signals. Thread safe, one at a time.
+
+    Metrics and spans are delivered. Logs are taken and dropped, unread.
+
+    Args:
+        deliver: Where batches go. What it returns from is acknowledged; ``JournalError``
+            makes the sender come again.
+    """
+
+    def __init__(self, deliver: Callable[[PointBatch], None]) -> None:
+        self.problems = Problems()
+        self._deliver = deliver
+        self._lock = threading.Lock()
+        spans = SpanDecoder()
+        self._decoders: Mapping[tuple[Signal, Form], Callable[[bytes], PointBatch]] = {
+            ("metrics", "protobuf"): ProtoDecoder().decode,
+            ("metrics", "json"): JsonDecoder().decode_request,
+            ("traces", "protobuf"): spans.decode_proto,
+            ("traces", "json"): spans.decode_json,
+        }
+
+    def take(self, signal: Signal, form: Form, body: bytes) -> Answer:
+        """What becomes of *body*. Never raises."""
+        if signal == "logs":
+            return TAKEN
+        try:
+            with self._lock:
+                batch = self._decoders[signal, form](body)
+                if batch.values or batch.skipped:
+                    self._deliver(batch)
+        except DecodeError as error:
+            return Answer(status=Status.BAD_DATA, message=str(error))
+        except JournalError as error:
+            self.problems.note("the journal takes nothing, senders come again", str(error))
+            return not_now("the journal takes nothing at the moment", RETRY_AFTER_S)
+        except Exception as error:
+            # What no decoder foresaw must not stop the receiver, nor lose the request.
+            name = type(error).__name__
+            self.problems.note(f"{name} while taking {signal}, senders come again", error=error)
+            return not_now(f"{name} while taking {signal}", RETRY_AFTER_S)
+        return _taken(batch.skipped)
+
+
+def _taken(skipped: Mapping[str, int]) -> Answer:
+    """All of it, or without the points that were *skipped*."""
+    if not skipped:
+        return TAKEN
+    reasons = sorted(skipped.items(), key=lambda reason: -reason[1])
+    said = [f"{reason} ({count})" for reason, count in reasons[:MOST_REASONS]]
+    return Answer(
+        status=Status.OK, rejected=sum(skipped.values()), message="not used: " + ", ".join(said)
+    )

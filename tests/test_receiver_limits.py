@@ -1,0 +1,455 @@
+"""A receiver under load, and under attack: bounded, fair, and there for the next one."""
+
+from __future__ import annotations
+
+import gzip
+import http.client
+import os
+import random
+import socket
+import subprocess
+import sys
+import threading
+import time
+import zlib
+from collections import Counter
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, closing, suppress
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+import zstandard
+from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
+
+from hubmeter.deadline import Deadline
+from makers import T0
+from receivers import (
+    JSON,
+    LOOPBACK,
+    METRICS,
+    PROTOBUF,
+    TRACES,
+    Highest,
+    Served,
+    ask,
+    bomb,
+    call,
+    is_closed,
+    proto,
+    read_head,
+    read_response,
+    rss_mib,
+    sized,
+    text,
+    until,
+)
+
+SOAK = int(os.environ.get("SOAK", "0"))
+SECONDS = 60 * SOAK or 5
+SEED = int(os.environ.get("SOAK_SEED", "20261124"))
+MUTANTS = 10_000 * SOAK or 500
+MIB = 2**20
+LIMIT = 3 * MIB
+
+
+@pytest.fixture(name="served", scope="module")
+def _served() -> Iterator[Served]:
+    with Served(most_bytes=LIMIT) as served:
+        yield served
+
+
+ZSTD = zstandard.ZstdCompressor().compress
+
+
+def head(*fields: str, path: str = "/v1/metrics") -> bytes:
+    """Of a request in protobuf."""
+    lines = (f"POST {path} HTTP/1.1", "Host: x", f"Content-Type: {PROTOBUF}", *fields, "", "")
+    return "\r\n".join(lines).encode()
+
+
+@pytest.mark.parametrize("encoding", ["gzip", "zstd", "deflate"])
+def test_case_6_a_bomb_is_a_413_and_fills_nothing(encoding: str) -> None:
+    """10 GiB in a few megabytes, at the limit that is the default."""
+    if encoding == "deflate":
+        stream = zlib.compressobj(1)
+        body = b"".join(stream.compress(bytes(MIB)) for _ in range(400))
+    else:
+        body = bomb(10) if encoding == "gzip" else ZSTD(bytes(2**26)) * 160
+    with Served(grpc=None) as served, served.connection() as connection:
+        assert served.post(proto(1.0)).status == 200
+        with Highest() as memory:
+            said = ask(connection, body, Content_Encoding=encoding)
+        assert (said.status, said.error().code) == (413, 8)
+        assert "Retry-After" not in said.headers
+        assert served.post(proto(2.0)).status == 200
+    assert memory.grown_mib < 100
+    assert served.kept.values() == [1.0, 2.0]
+
+
+def test_case_6_a_bomb_by_grpc_is_refused_and_fills_nothing() -> None:
+    """10 GiB in 10 MB; and what gRPC itself compressed."""
+    body = bomb(10)
+    with Served(http=None) as served, served.channel() as channel:
+        assert call(channel, proto(1.0)) == b""
+        with Highest() as memory:
+            _refused_as_too_large(channel, body)
+        _refused_as_too_large(channel, bytes(100 * MIB), grpc.Compression.Gzip)
+        assert call(channel, proto(2.0)) == b""
+    assert memory.grown_mib < 100
+    assert served.kept.values() == [1.0, 2.0]
+
+
+def _refused_as_too_large(channel: grpc.Channel, body: bytes, compression: Any = None) -> None:
+    with pytest.raises(grpc.RpcError) as caught:
+        call(channel, body, compression=compression)
+    assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+
+
+def test_case_7_a_length_over_the_limit_is_refused_without_reading(served: Served) -> None:
+    """The answer comes before a byte of the body, and the connection ends."""
+    with served.raw() as connection:
+        connection.sendall(head(f"Content-Length: {LIMIT + 1}"))
+        assert read_response(connection)[0] == 413
+        assert is_closed(connection, 10)
+    with served.raw() as connection:
+        connection.sendall(head(f"Content-Length: {2**63 - 1}"))
+        assert read_response(connection)[0] == 413
+
+
+def test_case_7_a_sender_that_does_not_look_up_still_gets_its_answer(served: Served) -> None:
+    """It sends everything first, as many do."""
+    with served.connection() as connection:
+        said = ask(connection, bytes(4 * LIMIT))
+    assert (said.status, said.error().code) == (413, 8)
+
+
+def test_case_7_chunks_over_the_limit(served: Served) -> None:
+    """They are counted as they come."""
+    piece = bytes(2**18)
+    with served.raw() as connection:
+        connection.sendall(head("Transfer-Encoding: chunked"))
+        with suppress(ConnectionError):
+            for _ in range(LIMIT // len(piece) + 1):
+                connection.sendall(b"%x\r\n%b\r\n" % (len(piece), piece))
+        assert read_response(connection)[0] == 413
+
+
+@pytest.mark.parametrize("encoding", ["", "gzip", "zstd"])
+def test_case_9_exactly_the_limit_is_taken(served: Served, encoding: str) -> None:
+    """And a byte more is not; with and without compression, whole and in chunks."""
+    compress: Callable[[bytes], bytes] = {"": bytes, "gzip": gzip.compress, "zstd": ZSTD}[encoding]
+    for size, status in ((LIMIT, 200), (LIMIT + 1, 413)):
+        body = compress(sized(size))
+        assert served.post(body, Content_Encoding=encoding).status == status
+        chunks = [body[: len(body) // 2], body[len(body) // 2 :]]
+        assert served.post(chunks, Content_Encoding=encoding).status == status
+
+
+def test_case_23_slow_headers_end_in_time() -> None:
+    """Of the first request, of a later one, of one that never begins."""
+    with Served(grpc=None, slowest_s=0.5) as served:
+        started = time.monotonic()
+        with served.raw() as silent, served.raw() as dripping, served.raw() as later:
+            later.sendall(b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n")
+            assert read_response(later)[0] == 200
+            later.sendall(b"GET /hea")
+            for byte in head("Content-Length: 5")[:-2]:
+                with suppress(ConnectionError):
+                    dripping.sendall(bytes([byte]))
+                time.sleep(0.01)
+            for connection in (silent, dripping, later):
+                assert is_closed(connection, 10)
+        assert 0.5 <= time.monotonic() - started < 5
+        with served.raw() as idle:
+            idle.sendall(b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n")
+            assert read_response(idle)[0] == 200
+            time.sleep(0.7)  # between requests there is more time
+            idle.sendall(b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n")
+            assert read_response(idle)[0] == 200
+
+
+def test_case_23_a_slow_body_ends_in_time() -> None:
+    """408, and the end of the connection; nothing of it is kept."""
+    with Served(grpc=None, slowest_s=0.5) as served, served.raw() as connection:
+        connection.sendall(head("Content-Length: 500"))
+        for _ in range(20):
+            with suppress(ConnectionError):
+                connection.sendall(b"x")
+            time.sleep(0.04)
+        assert read_response(connection)[0] == 408
+        assert is_closed(connection, 10)
+    assert served.kept.batches == []
+
+
+def test_connections_beyond_the_most_come_again() -> None:
+    """They hear 429; when others go there is room."""
+    with Served(grpc=None, most_connections=20) as served:
+        with ExitStack() as stack:
+            for _ in range(20):
+                stack.enter_context(served.raw())
+            with served.raw() as connection:
+                assert b" 429 " in read_head(connection).splitlines()[0]
+                assert is_closed(connection, 5)
+        assert until(lambda: _status_of_health(served) == 200)
+
+
+def _status_of_health(served: Served) -> int:
+    with suppress(ConnectionError):
+        return served.post(b"", None, "/healthz", "GET").status
+    return 0
+
+
+def test_large_bodies_in_flight_are_bounded_and_small_ones_are_not_hurt() -> None:
+    """Four at the limit have room; the fifth comes again; a hundred small ones see nothing."""
+    body = sized(LIMIT)
+    with Served(grpc=None, most_bytes=LIMIT) as served, ExitStack() as stack:
+        halves = [stack.enter_context(served.raw()) for _ in range(5)]
+        for connection in halves:
+            connection.sendall(head(f"Content-Length: {LIMIT}") + body[:-10])
+        answers = _wait_for_an_answer(halves)
+        with ThreadPoolExecutor(20) as pool:
+            small = pool.map(lambda _: served.post(proto(*range(1000))).status, range(100))
+            assert set(small) == {200}
+        refused, others = answers, [one for one in halves if one not in answers]
+        assert len(refused) == 1
+        assert b"503" in read_head(refused[0]).splitlines()[0]
+        for connection in others:
+            connection.sendall(body[-10:])
+            assert read_response(connection)[0] == 200
+        assert served.post(body).status == 200
+
+
+def _wait_for_an_answer(connections: list[socket.socket]) -> list[socket.socket]:
+    import select
+
+    found, _, _ = select.select(connections, [], [], 10)
+    time.sleep(0.2)
+    return select.select(connections, [], [], 0)[0] or found
+
+
+def test_many_large_requests_at_once_stay_bounded() -> None:
+    """All are answered: taken, or told to come again."""
+    body = sized(8 * MIB)
+    with Served(grpc=None, most_bytes=8 * MIB) as served:
+        served.post(body)
+        with Highest() as memory, ThreadPoolExecutor(24) as pool:
+            answers = Counter(pool.map(lambda _: served.post(body).status, range(48)))
+    assert set(answers) <= {200, 503}
+    assert answers[200] >= 4
+    assert memory.grown_mib < 4 * 8 + 8 * 8 + 60
+
+
+def test_grpc_takes_turns_when_many_large_requests_come_at_once() -> None:
+    """They wait, or are told to come again; never an error that loses them."""
+    body = sized(4 * MIB)
+    served = Served(http=None, most_bytes=4 * MIB)
+    with served, served.channel() as channel, ThreadPoolExecutor(40) as pool:
+        answers = Counter(pool.map(lambda _: _code(channel, body), range(80)))
+    assert set(answers) <= {grpc.StatusCode.OK, grpc.StatusCode.UNAVAILABLE}
+    assert answers[grpc.StatusCode.OK] >= 4
+
+
+def _code(channel: grpc.Channel, body: bytes, method: str = METRICS) -> grpc.StatusCode:
+    try:
+        call(channel, body, method)
+    except grpc.RpcError as error:
+        return error.code()
+    return grpc.StatusCode.OK
+
+
+def _traces() -> bytes:
+    made = ExportTraceServiceRequest()
+    spans = made.resource_spans.add().scope_spans.add().spans
+    for number in range(4):
+        span = spans.add(name="work", trace_id=bytes(16), span_id=bytes([number] * 8))
+        span.start_time_unix_nano, span.end_time_unix_nano = T0, T0 + 10**9
+        span.attributes.add(key="gen_ai.request.model").value.string_value = "m"
+    return made.SerializeToString()
+
+
+TRACES_JSON = (
+    b'{"resourceSpans":[{"resource":{"attributes":[{"key":"run.id","value":{"stringValue":"r"}}]},'
+    b'"scopeSpans":[{"spans":[{"traceId":"5b8efff798038103d269b633813fc60c","spanId":'
+    b'"eee19b7ec3c1b174","name":"n","startTimeUnixNano":"1544712660000000000",'
+    b'"endTimeUnixNano":"1544712661000000000","attributes":[]}]}]}]}'
+)
+
+
+def mutant(body: bytes, dice: random.Random) -> bytes:
+    """*body* with some bytes changed, lost, doubled or cut off."""
+    made = bytearray(body)
+    for _ in range(dice.randint(1, 6)):
+        place = dice.randrange(len(made) + 1)
+        match dice.randrange(5):
+            case 0:
+                made[place : place + 1] = bytes([dice.randrange(256)])
+            case 1:
+                del made[place : place + dice.randint(1, 8)]
+            case 2:
+                made[place:place] = dice.randbytes(dice.randint(1, 8))
+            case 3:
+                made[place:place] = made[place : place + dice.randint(1, 40)]
+            case _:
+                del made[place:]
+    return bytes(made)
+
+
+SEEDS: dict[str, tuple[str, str, bytes]] = {
+    "metrics, protobuf": ("/v1/metrics", PROTOBUF, proto(*range(5), a="b")),
+    "metrics, json": ("/v1/metrics", JSON, text(*range(5))),
+    "traces, protobuf": ("/v1/traces", PROTOBUF, _traces()),
+    "traces, json": ("/v1/traces", JSON, TRACES_JSON),
+}
+ENCODINGS: dict[str, Callable[[bytes], bytes]] = {
+    "identity": bytes,
+    "gzip": gzip.compress,
+    "zstd": ZSTD,
+}
+
+
+@pytest.mark.parametrize("encoding", ENCODINGS)
+@pytest.mark.parametrize("kind", SEEDS)
+def test_case_28_mutants_are_taken_or_refused_and_nothing_else(
+    served: Served, kind: str, encoding: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Over one connection, broken before or after compression: 200 or 400, never a 5xx."""
+    path, content_type, body = SEEDS[kind]
+    dice = random.Random(f"{SEED} {kind} {encoding}")
+    compress = ENCODINGS[encoding]
+    answers: Counter[int] = Counter()
+    with served.connection() as connection:
+        for number in range(MUTANTS // len(ENCODINGS)):
+            sent = compress(mutant(body, dice)) if number % 4 else mutant(compress(body), dice)
+            said = ask(connection, sent, content_type, path, Content_Encoding=encoding)
+            assert said.status in (200, 400, 413), (sent, said.body)
+            if said.status != 200:
+                assert said.error().code in (3, 8)
+            answers[said.status] += 1
+    assert answers[400] > 0
+    assert "Traceback" not in caplog.text
+
+
+@pytest.mark.parametrize("kind", ["metrics, protobuf", "traces, protobuf"])
+def test_case_28_mutants_by_grpc(
+    served: Served, kind: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """OK or INVALID_ARGUMENT."""
+    method = METRICS if kind.startswith("metrics") else TRACES
+    dice = random.Random(f"{SEED} {kind}")
+    with served.channel() as channel:
+        answers = Counter(
+            _code(channel, mutant(SEEDS[kind][2], dice), method) for _ in range(MUTANTS // 2)
+        )
+    assert set(answers) <= {grpc.StatusCode.OK, grpc.StatusCode.INVALID_ARGUMENT}
+    assert "Traceback" not in caplog.text
+
+
+def test_case_28_noise_instead_of_http(served: Served, caplog: pytest.LogCaptureFixture) -> None:
+    """Requests that are broken in their head: never a 5xx, and the next one is served."""
+    dice = random.Random(SEED)
+    body = proto(1.0)
+    good = head(f"Content-Length: {len(body)}") + body
+    for _ in range(MUTANTS // 5):
+        with served.raw() as connection, suppress(ConnectionError):
+            connection.sendall(mutant(good, dice))
+            connection.shutdown(socket.SHUT_WR)
+            answer = connection.recv(65_536)
+            assert not answer or answer[9:10] in b"24"
+    assert served.post(body).status == 200
+    assert "Traceback" not in caplog.text
+
+
+@pytest.mark.parametrize("doors", [{}, {"shared": LOOPBACK}], ids=["two ports", "one port"])
+def test_case_16_what_was_acknowledged_under_load_is_kept_when_the_receiver_stops(
+    doors: dict[str, Any],
+) -> None:
+    """Eight clients send until nobody answers; what was not acknowledged may be there."""
+    served = Served(**doors)
+    with served, ThreadPoolExecutor(8) as pool:
+        clients = [pool.submit(_send_until_nobody_answers, served, n) for n in range(8)]
+        assert until(lambda: len(served.kept.batches) > 300)
+        served.stop(Deadline.after(10))
+        acknowledged = [value for client in clients for value in client.result()]
+    kept = Counter(served.kept.values())
+    assert set(acknowledged) <= set(kept)
+    assert len(kept) - len(acknowledged) <= 8
+    assert set(kept.values()) == {1}
+
+
+def _send_until_nobody_answers(served: Served, client: int) -> list[float]:
+    acknowledged: list[float] = []
+    with suppress(OSError, http.client.HTTPException, grpc.RpcError), ExitStack() as stack:
+        channel = stack.enter_context(served.channel())
+        connection = stack.enter_context(served.connection())
+        for number in range(1_000_000):
+            value = client * 1e6 + number
+            if client % 2:
+                call(channel, proto(value))
+            elif ask(connection, proto(value)).status != 200:
+                break
+            acknowledged.append(value)
+    return acknowledged
+
+
+SERVER = """
+import sys
+from receivers import LOOPBACK, Doors, Intake, Receiver
+points = 0
+def count(batch):
+    global points
+    points += len(batch.values)
+with Receiver(Intake(count), Doors(http=LOOPBACK, grpc=LOOPBACK)) as receiver:
+    print(receiver.http_address.port, receiver.grpc_address.port, flush=True)
+    sys.stdin.read()
+print(points)
+"""
+
+
+@pytest.mark.timeout(180 + 2 * SECONDS)
+def test_memory_stays_flat_under_load(capsys: pytest.CaptureFixture[str]) -> None:
+    """Four clients, one request after the other, half of them by gRPC; a process of its own."""
+    tests = Path(__file__).parent
+    with subprocess.Popen(
+        [sys.executable, "-c", SERVER],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=tests,
+    ) as server, ThreadPoolExecutor(4) as pool:  # fmt: skip
+        assert server.stdout is not None
+        ports = [int(port) for port in server.stdout.readline().split()]
+        over = threading.Event()
+        clients = [pool.submit(_send, n, ports, over) for n in range(4)]
+        time.sleep(max(1.0, SECONDS / 5))
+        first, seen = rss_mib(server.pid), []
+        deadline = time.monotonic() + SECONDS
+        while time.monotonic() < deadline:
+            time.sleep(0.05)
+            seen.append(rss_mib(server.pid))
+        over.set()
+        requests = sum(client.result() for client in clients)
+        points = int(server.communicate(timeout=20)[0])
+    grown, at_the_end = max(seen) - first, sum(seen[-10:]) / 10 - first
+    with capsys.disabled():
+        print(
+            f" {requests} requests, {points} points, RSS {first:.0f} MiB,"
+            f" {grown:+.1f} at most, {at_the_end:+.1f} at the end"
+        )
+    assert points == 100 * requests
+    assert grown < 25
+    assert at_the_end < 10
+
+
+def _send(number: int, ports: list[int], over: threading.Event) -> int:
+    bodies = [proto(*range(start, start + 100), client=str(number)) for start in range(10)]
+    connection = http.client.HTTPConnection("127.0.0.1", ports[0], timeout=30)
+    sent = 0
+    with grpc.insecure_channel(f"127.0.0.1:{ports[1]}") as channel, closing(connection):
+        while not over.is_set():
+            body = bodies[sent % len(bodies)]
+            if number % 2:
+                assert ask(connection, gzip.compress(body), Content_Encoding="gzip").status == 200
+            else:
+                assert call(channel, body) == b""
+            sent += 1
+    return sent
