@@ -19,9 +19,12 @@ from typing import Any
 
 import pytest
 
+from hubmeter import receipts, totals
 from hubmeter.journal import peek
-from hubmeter.receipts import read_receipts
+from hubmeter.openings import START, GpuKey, Opening, PowerEnd
+from hubmeter.receipts import Receipt, read_receipts, write_receipt
 from hubmeter.recovery import recover
+from hubmeter.totals import Totals, forget_totals, read_totals, write_totals
 from hubmeter.waiting import waiting_text
 from loopback_hub import Fault, LoopbackHub
 from observed import undisturbed  # noqa: F401
@@ -779,3 +782,59 @@ def test_a_batch_that_does_not_fit_its_layout_costs_only_itself(tmp_path: Path) 
     assert "does not fit its layout" in done.stdout + done.stderr
     assert "Traceback" not in done.stderr
     assert watts(contents(tmp_path / "data")) == [1, 2, 3]
+
+
+def test_totals_are_found_by_part(tmp_path: Path) -> None:
+    """The last before a part counts; the one before that stays for who must seal again."""
+    key = GpuKey("r", "{}", None, "0")
+    ends = [Opening({}, {key: PowerEnd(float(part), 1.0, 7)}) for part in range(9)]
+    for part in (0, 3, 7):
+        write_totals(tmp_path, "p", Totals(part, ends[part], part > 0))
+
+    assert read_totals(tmp_path, "p", 8) == Totals(7, ends[7], True)
+    assert read_totals(tmp_path, "p", 7) == Totals(3, ends[3], True)
+    assert read_totals(tmp_path, "p", 3) is None
+    assert read_totals(tmp_path, "another", 3) is None
+    write_totals(tmp_path, "p", Totals(7, ends[8], False))
+    assert read_totals(tmp_path, "p", 8) == Totals(7, ends[8], False)
+    forget_totals(tmp_path, "p")
+    forget_totals(tmp_path, "p")
+    assert read_totals(tmp_path, "p", 8) is None
+
+
+@pytest.mark.parametrize("text", ["", "[]", "null", "[" * 9999, '[{"part": 1}]', '[{"part": "x"}]',
+                                  '[{"part": 1, "closing": {}, "has_rows": 1}]'])  # fmt: skip
+def test_totals_that_are_broken_are_none(text: str, tmp_path: Path) -> None:
+    """A run begins its sums anew, rather than not at all; they are written again."""
+    (tmp_path / "totals").mkdir()
+    (tmp_path / "totals/p.json").write_text(text)
+    assert read_totals(tmp_path, "p", 5) is None
+    write_totals(tmp_path, "p", Totals(5, START, True))
+    assert read_totals(tmp_path, "p", 6) == Totals(5, START, True)
+
+
+def test_the_oldest_totals_are_forgotten(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs whose end nobody saw do not fill the disk."""
+    monkeypatch.setattr(totals, "MOST_TOTALS", 3)
+    for number in range(5):
+        write_totals(tmp_path, f"p{number}", Totals(0, START, True))
+        _set_time(tmp_path / f"totals/p{number}.json", 1_700_000_000 - number)
+    totals.prune_totals(tmp_path)
+    assert sorted(path.stem for path in tmp_path.glob("totals/*")) == ["p0", "p1", "p2"]
+
+
+def test_receipts_of_long_runs_are_kept_as_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A receiver's run that began days ago was published last: its receipt is the newest."""
+    monkeypatch.setattr(receipts, "MOST_RECEIPTS", 2)
+    monkeypatch.setattr(receipts, "SLACK", 0)
+    for number, name in enumerate(["c", "d", "e", "a"]):
+        write_receipt(tmp_path, Receipt(name=name, run_id="r", destination="x", rejected={},
+                                        published_unix_nano=number))  # fmt: skip
+        _set_time(tmp_path / f"done/{name}.json", 1_700_000_000 + number)
+    assert [receipt.name for receipt in read_receipts(tmp_path)] == ["e", "a"]
+
+
+def _set_time(path: Path, seconds: int) -> None:
+    os.utime(path, (seconds, seconds))

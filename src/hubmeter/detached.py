@@ -15,7 +15,8 @@ from pathlib import Path
 log = logging.getLogger(__name__)
 
 _PROGRAM = (
-    "import json, sys; "
+    "import json, signal, sys; "
+    "signal.pthread_sigmask(signal.SIG_SETMASK, []); "  # who starts it may hold some back
     "sys.path += [p for p in json.loads(sys.argv.pop(1)) if p not in sys.path]; "
     "from hubmeter.cli import main; main()"
 )
@@ -32,16 +33,15 @@ def start_detached(arguments: Sequence[str], *, pass_fds: Sequence[int] = ()) ->
     if not sys.executable:  # Python inside another program
         return False
     shell = ["/bin/sh", "-c", '"$@" &', "sh"]
-    program = [sys.executable, "-I", "-c", _PROGRAM, json.dumps(_places()), *arguments]
     try:
         subprocess.run(  # noqa: S603 - our own program
-            [*shell, *program],
+            [*shell, *command_of(arguments)],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
             start_new_session=True,
             pass_fds=pass_fds,
-            env=_environment(),
+            env=environment(),
             cwd="/",  # the program's folder may be on a disk that somebody wants to unmount
             timeout=5,
             check=True,
@@ -52,12 +52,17 @@ def start_detached(arguments: Sequence[str], *, pass_fds: Sequence[int] = ()) ->
     return True
 
 
+def command_of(arguments: Sequence[str]) -> list[str]:
+    """The command line of ``hubmeter`` *arguments* with this process's Python and packages."""
+    return [sys.executable, "-I", "-c", _PROGRAM, json.dumps(_places()), *arguments]
+
+
+def environment() -> dict[str, str]:
+    """Ours, without what would observe that process too."""
+    return {name: value for name, value in os.environ.items() if not name.startswith("OTEL_")}
+
+
 def _places() -> list[str]:
     """Where this process finds packages, without its working folder."""
     own = str(Path(__file__).parents[1])
     return list(dict.fromkeys([p for p in sys.path if Path(p).is_absolute()] + [own]))
-
-
-def _environment() -> dict[str, str]:
-    """Ours, without what would observe that process too."""
-    return {name: value for name, value in os.environ.items() if not name.startswith("OTEL_")}

@@ -151,9 +151,9 @@ def take_file(path: Path) -> HeldFile | None:
         return None
 
 
-def read_file(path: Path, most: int | None = None) -> bytes:
+def read_file(path: Path, most: int | None = None, first: int = 0) -> bytes:
     """
-    The first *most* bytes of the file at *path*, or all; no lock of this process is lost.
+    *most* bytes of the file at *path* from *first* on, or all; no lock of this process is lost.
 
     Raises:
         OSError: It cannot be read.
@@ -161,16 +161,17 @@ def read_file(path: Path, most: int | None = None) -> bytes:
     with _mutex:
         held = _held.get(_file_id(path.stat()))
         if held is not None:
-            return _read(held, most)
+            return _read(held, most, first)
         with path.open("rb") as file:
+            file.seek(first)
             return file.read(-1 if most is None else most)
 
 
-def _read(fd: int, most: int | None) -> bytes:
+def _read(fd: int, most: int | None, first: int = 0) -> bytes:
     pieces: list[bytes] = []
-    position = 0
-    while most is None or position < most:
-        piece = os.pread(fd, _PIECE_BYTES if most is None else most - position, position)
+    position, end = first, None if most is None else first + most
+    while end is None or position < end:
+        piece = os.pread(fd, _PIECE_BYTES if end is None else end - position, position)
         if not piece:
             break
         pieces.append(piece)

@@ -16,6 +16,7 @@ from types import TracebackType
 from typing import Any, final
 
 from .errors import JournalError
+from .frames import PREAMBLE_SIZE
 from .held_files import HeldFile, read_file, take_file
 from .ledger import Packed
 from .owners import SILENT_S, Owner, as_json, from_json, is_alive, this_process
@@ -313,6 +314,18 @@ def peek(path: Path) -> Replay:
         OSError: The file cannot be read.
     """
     return _replay(path, read_file(path, PEEK_BYTES))
+
+
+def says_end(path: Path) -> bool:
+    """
+    Whether the end of the journal at *path* says that nothing follows; only that is read.
+
+    Raises:
+        OSError: The file cannot be read.
+    """
+    first = max(PREAMBLE_SIZE, path.stat().st_size - PEEK_BYTES)
+    tail = read_file(path, PREAMBLE_SIZE) + read_file(path, PEEK_BYTES, first)
+    return "end" in decode(tail).notes
 
 
 def sealed_path(journal: Path) -> Path:

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -17,7 +18,7 @@ from .whole_files import write_whole
 log = logging.getLogger(__name__)
 
 FOLDER = "done"
-MOST_RECEIPTS = 200
+MOST_RECEIPTS, SLACK = 200, 50
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,16 +60,19 @@ def write_receipt(folder: Path, receipt: Receipt) -> None:
     path = folder / FOLDER / f"{receipt.name}.json"
     try:
         write_whole({path: json.dumps(asdict(receipt)).encode()}, mode=0o600)
-        for old in sorted(path.parent.glob("*.json"))[:-MOST_RECEIPTS]:
-            old.unlink(missing_ok=True)
+        if len(os.listdir(path.parent)) > MOST_RECEIPTS + SLACK:  # noqa: PTH208 - for each shard
+            found = path.parent.glob("*.json")  # by time: what began early may be published late
+            for old in sorted(found, key=lambda one: one.stat().st_mtime_ns)[:-MOST_RECEIPTS]:
+                old.unlink(missing_ok=True)
     except OSError as error:
         log.debug("hubmeter: no receipt for %s: %s", receipt.name, error)
 
 
 def read_receipts(folder: Path) -> list[Receipt]:
     """All receipts in the journal directory *folder*, the oldest first, without broken ones."""
-    found = (_read(path) for path in sorted((folder / FOLDER).glob("*.json")))
-    return [receipt for receipt in found if receipt is not None]
+    found = (_read(path) for path in (folder / FOLDER).glob("*.json"))
+    receipts = [receipt for receipt in found if receipt is not None]
+    return sorted(receipts, key=lambda receipt: (receipt.published_unix_nano, receipt.name))
 
 
 def receipt_text(receipt: Receipt) -> str:

@@ -11,27 +11,25 @@ import logging
 import os
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field, replace
 from glob import escape
 from pathlib import Path
-from typing import Any
 
 from .deadline import Deadline
 from .destinations import Destination, Sink, destination_of, sink_of
-from .errors import DecodeError
-from .journal import Claim, Replay, read_journal, sealed_path, segments
-from .ledger import Ledger, Points
-from .openings import START, Opening, as_json, from_json
+from .journal import Claim, Replay, read_journal, says_end, sealed_path, segments
+from .openings import START
 from .receipts import receipt_of, write_receipt
 from .records import TORN
+from .resealing import end_of, shard_of, size_of
 from .run import Run, working_folder
-from .sealed import read_sealed, write_sealed
-from .sealing import seal_segment
+from .sealed import read_sealed
 from .settings import safe_name
 from .shard import Shard
-from .waiting import part_of, process_of, run_of
+from .totals import Totals, forget_totals, prune_totals, read_totals, write_totals
+from .waiting import is_received, part_of, process_of, run_of
 
 log = logging.getLogger(__name__)
 
@@ -66,6 +64,8 @@ class Found:
         shard: Without its bytes if they are on disk, or if nobody will publish it; None if
             there is nothing to publish.
         size_bytes: Of the Parquet files.
+        totals: Where the run stands after it.
+        is_final: Its receiver said that the run has ended.
     """
 
     path: Path
@@ -74,6 +74,8 @@ class Found:
     shard: Shard | None
     size_bytes: int
     is_damaged: bool
+    totals: Totals
+    is_final: bool
 
     @property
     def files(self) -> int:
@@ -108,6 +110,7 @@ def recover(
     *,
     to: str | None = None,
     process_id: str | None = None,
+    only_received: bool = False,
     is_rehearsal: bool = False,
     budget_s: float = 600.0,
     say: Say = print,
@@ -119,18 +122,23 @@ def recover(
         folder: Journal directory.
         to: Destination instead of those that the runs had.
         process_id: Only the segments of that process.
+        only_received: Only what receivers have ended, also those that live; a receiver that
+            comes back goes on with what a killed one has not ended.
         is_rehearsal: Read and count, but write and publish nothing.
         budget_s: Seconds for each commit.
         say: Is told about the progress.
     """
     result = Recovery()
     reader = _Reader(to, result, is_rehearsal=is_rehearsal)
+    claim = reader.claim_ended if only_received else reader.claim
     publisher = _Publisher(budget_s, result, say)
     wanted = [path for path in segments(folder) if process_id in (None, process_of(path))]
+    if only_received:
+        wanted = [path for path in wanted if is_received(path)]
     for first in range(0, len(wanted), MOST_CLAIMED):
         with ExitStack() as claims:
             some = wanted[first : first + MOST_CLAIMED]
-            claimed = [path for path in some if reader.claim(path, claims)]
+            claimed = [path for path in some if claim(path, claims)]
             found: list[Found] = []
             for number, path in enumerate(claimed, first + 1):
                 say(f"reading {number} of {len(wanted)}: {path.stem}")
@@ -140,6 +148,8 @@ def recover(
             else:
                 for commit in _commits(found):
                     publisher.publish(commit)
+    if not is_rehearsal:
+        prune_totals(folder)
     return result
 
 
@@ -152,8 +162,7 @@ class _Reader:
         self._is_rehearsal = is_rehearsal
         self._patience = Deadline.after(PATIENCE_S)
         self._held: set[str] = set()  # processes
-        self._closings: dict[str, Opening] = {}
-        self._with_rows: set[str] = set()
+        self._totals: dict[str, Totals] = {}
 
     def claim(self, path: Path, claims: ExitStack) -> bool:
         """Whether the segment at *path* is ours now; its totals may hang on one that is not."""
@@ -167,6 +176,20 @@ class _Reader:
             self._result.live += 1
             self._held |= {process_id} - {""}
         return claim is not None
+
+    def claim_ended(self, path: Path, claims: ExitStack) -> bool:
+        """The same for a segment that may be open: that is left at once."""
+        process_id = process_of(path)
+        with suppress(OSError), ExitStack() as held:
+            claim = None if process_id in self._held else Claim.take(path)
+            if claim is not None:
+                held.enter_context(claim)
+                if says_end(path) or sealed_path(path).exists():
+                    claims.push(held.pop_all())
+                    return True
+        self._result.live += 1
+        self._held.add(process_id)
+        return False
 
     def _taken(self, path: Path) -> Claim | None:
         claim = Claim.take(path)
@@ -189,20 +212,21 @@ class _Reader:
         damage = [one for one in replay.contents.damage if one.reason != TORN]
         self._result.damage += [f"{path.name}: {one.reason}, {one.size} bytes at {one.offset}"
                                 for one in damage]  # fmt: skip
-        process_id = process_of(path) or path.stem
-        before = self._closings.get(process_id)
-        has_rows = process_id in self._with_rows or bool(replay.contents.notes.get("rows"))
+        before = self._before(path, run, part_of(replay))
+        has_rows = before is not None and before.has_rows
         try:
-            shard, closing = _sealed(path, replay, run, before, has_rows=has_rows,
-                                     is_kept=not self._is_rehearsal)  # fmt: skip
+            shard, closing = shard_of(
+                replay, run, before and before.closing,
+                has_rows=has_rows, is_kept=not self._is_rehearsal,
+            )  # fmt: skip
         except Exception as error:
             log.debug("hubmeter: %s cannot be sealed", path, exc_info=True)
             self._result.left.append((path, f"its points make no table: {error!r}"))
             return
-        self._closings[process_id] = closing
-        if shard is not None and shard.rows:
-            self._with_rows.add(process_id)
-        size_bytes = _size(path, shard)
+        has_rows = has_rows or bool(shard and shard.rows)
+        totals = Totals(part_of(replay), closing, has_rows)
+        self._totals[process_of(path) or path.stem] = totals
+        size_bytes = size_of(path, shard)
         if shard is not None and self._is_rehearsal:
             shard = replace(shard, files={})
         run_id = shard.run_id if shard else run.run_id
@@ -214,7 +238,16 @@ class _Reader:
             shard=shard,
             size_bytes=size_bytes,
             is_damaged=bool(damage),
+            totals=totals,
+            is_final=bool(end_of(replay).get("final")),
         )
+
+    def _before(self, path: Path, run: Run, part: int) -> Totals | None:
+        """Where the run stood: as read just now, or as noted when a part was published."""
+        process_id = process_of(path)
+        read = self._totals.get(process_id or path.stem)
+        noted = read_totals(path.parent, process_id, part) if run.is_received else None
+        return max(filter(None, (read, noted)), key=lambda one: one.part, default=None)
 
 
 def _is_writable(path: Path) -> bool:
@@ -229,71 +262,6 @@ def _why_not(replay: Replay, *, has_destination: bool) -> str:
     return next((f"{why}; upgrade it, then recover again" for why in newer if NEWER in why), "")
 
 
-def _sealed(
-    path: Path,
-    replay: Replay,
-    run: Run,
-    before: Opening | None,
-    *,
-    has_rows: bool,
-    is_kept: bool,
-) -> tuple[Shard | None, Opening]:
-    """The shard that is sealed on disk, or else one made from the journal."""
-    with suppress(OSError, DecodeError):  # damaged, or not there
-        shard, closing = read_sealed(sealed_path(path))
-        return replace(shard, files={}), from_json(closing)
-    notes = replay.contents.notes
-    made, ending = seal_segment(
-        _points(replay),
-        run,
-        _opening(notes, before),
-        part=part_of(replay),
-        empty_run_unix_nano=None if has_rows else _empty_run(replay, run),
-        lost=_lost(notes),
-    )
-    if made is not None and is_kept:
-        with suppress(OSError):  # then the bytes stay in memory
-            write_sealed(sealed_path(path), made, as_json(ending))
-            made = replace(made, files={})
-    return made, ending
-
-
-def _points(replay: Replay) -> Points:
-    ledger = Ledger()
-    for packed in replay.contents.batches:
-        ledger.append(packed)
-    return ledger.snapshot()
-
-
-def _opening(notes: Mapping[str, Any], before: Opening | None) -> Opening:
-    with suppress(DecodeError):
-        if "opening" in notes:
-            return from_json(notes["opening"])
-    return before or START
-
-
-def _empty_run(replay: Replay, run: Run) -> int | None:
-    """When a run without rows gets its one row; a killed run gets it too, if it had points."""
-    if replay.has_ended:
-        time_unix_nano = _end(replay.contents.notes).get("empty_run_unix_nano")
-        return time_unix_nano if isinstance(time_unix_nano, int) else None
-    if part_of(replay) or not replay.contents.batches:
-        return None
-    return run.started_unix_nano
-
-
-def _lost(notes: Mapping[str, Any]) -> dict[str, int]:
-    """Reason to number of points that were received but not kept; in the end, or one by one."""
-    lost = _end(notes).get("lost") or notes.get("rejected")
-    counts = lost if isinstance(lost, Mapping) else {}
-    return {reason: n for reason, n in counts.items() if isinstance(n, int) and n > 0}
-
-
-def _end(notes: Mapping[str, Any]) -> Mapping[str, Any]:
-    end = notes.get("end")
-    return end if isinstance(end, Mapping) else {}
-
-
 def _stranger(path: Path) -> Run:
     """A run of which only the points are known. Its name is that of the file: they differ."""
     return Run(
@@ -303,12 +271,6 @@ def _stranger(path: Path) -> Run:
         to="",
         base="",
     )
-
-
-def _size(path: Path, shard: Shard | None) -> int:
-    if shard is None or shard.files:
-        return sum(map(len, shard.files.values())) if shard else 0
-    return sealed_path(path).stat().st_size
 
 
 def _commits(found: Sequence[Found]) -> Iterator[list[Found]]:
@@ -344,6 +306,8 @@ class _Publisher:
         if filled and not self._has_taken(filled):
             self._result.kept += filled
             return
+        latest = {one.run.process_id: one for one in commit if one.run.is_received}
+        unnoted = [one for one in latest.values() if not _has_noted(one)]
         # The last part first: if we are killed now, those that stay have their totals.
         for one in reversed(commit):
             try:
@@ -351,6 +315,14 @@ class _Publisher:
             except OSError as error:
                 why = f"published, but it cannot be removed: {error.strerror or error}"
                 self._result.left.append((one.path, why))
+        for one in unnoted:  # the disk was full, and has room now
+            if not _has_noted(one):
+                log.warning(
+                    "hubmeter: run %s: the sums of its next part begin at 0", one.run.run_id
+                )
+        for one in latest.values():
+            if one.is_final:
+                forget_totals(one.path.parent, one.run.process_id)
         self._result.published += commit
 
     def _has_taken(self, filled: list[Found]) -> bool:
@@ -375,6 +347,18 @@ class _Publisher:
 def _loaded(one: Found) -> Shard:
     assert one.shard is not None
     return one.shard if one.shard.files else read_sealed(sealed_path(one.path))[0]
+
+
+def _has_noted(one: Found) -> bool:
+    """Whether the next part of the run, if there may be one, will find the totals of this one."""
+    if one.is_final or (one.totals.closing == START and not one.totals.has_rows):
+        return True
+    try:
+        write_totals(one.path.parent, one.run.process_id, one.totals)
+    except OSError as error:
+        log.debug("hubmeter: no totals of %s: %s", one.path, error)
+        return False
+    return True
 
 
 def _finish(one: Found) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,6 +29,7 @@ class Run:
         to: Destination; ``{user}`` and ``{run_id}`` may still be open.
         base: Folder that a relative destination starts from.
         carbon_source: Where the factor came from, likewise *price_source*.
+        is_received: A receiver keeps it: its parts end one by one, while the receiver lives on.
     """
 
     run_id: str
@@ -43,6 +45,7 @@ class Run:
     price_usd_per_kwh: float = 0.12
     price_source: str = "default"
     pue: float = 1.0
+    is_received: bool = False
 
 
 def factors_of(source: Run | Settings) -> Factors:
@@ -56,10 +59,16 @@ def factors_of(source: Run | Settings) -> Factors:
     )
 
 
-def begin_run(settings: Settings, now_unix_nano: int) -> Run:
-    """A new run of this process under *settings*."""
+def begin_run(
+    settings: Settings,
+    now_unix_nano: int,
+    *,
+    run_id: str | None = None,
+    is_received: bool = False,
+) -> Run:
+    """A new run of this process under *settings*, which name it if *run_id* does not."""
     return Run(
-        run_id=new_run_id(settings),
+        run_id=run_id or new_run_id(settings),
         process_id=os.urandom(6).hex(),
         started_unix_nano=now_unix_nano,
         to=fill_in_date(settings.to),
@@ -72,7 +81,14 @@ def begin_run(settings: Settings, now_unix_nano: int) -> Run:
         price_usd_per_kwh=settings.price_usd_per_kwh,
         price_source=settings.origins.get("price_usd_per_kwh", "default"),
         pue=settings.pue,
+        is_received=is_received,
     )
+
+
+def segment_name(run: Run, part: int) -> str:
+    """File name of a segment without suffix; names sort by run, process and part."""
+    started = datetime.fromtimestamp(run.started_unix_nano // 10**9, timezone.utc)
+    return f"{started:%Y%m%dT%H%M%SZ}-{run.process_id}-{part:04d}"
 
 
 def as_json(run: Run) -> dict[str, Any]:

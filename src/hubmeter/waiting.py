@@ -12,6 +12,7 @@ from .deadline import Deadline
 from .errors import DecodeError
 from .gpus import owner_of
 from .journal import Claim, Replay, peek, segments
+from .owners import is_alive
 from .run import Run, from_json
 from .text import printable
 
@@ -29,6 +30,8 @@ def waiting_runs(folder: Path) -> list[str]:
             claim = Claim.take(path)
             if claim is not None:
                 with claim, suppress(OSError):
+                    if is_received(path) and not is_orphan(path):
+                        continue  # its receiver is about to publish it
                     runs[_run_id(path)] = None
     return list(runs)
 
@@ -59,6 +62,24 @@ def _run_id(path: Path) -> str:
     default = run.run_id if run else path.stem
     series = next((b.layout.series[0] for b in replay.contents.batches if b.values), None)
     return (owner_of(series, default)[0] if series else None) or default
+
+
+def is_received(path: Path) -> bool:
+    """Whether a receiver keeps the journal at *path*."""
+    try:
+        run = run_of(peek(path))
+    except OSError:
+        return False
+    return run is not None and run.is_received
+
+
+def is_orphan(path: Path) -> bool:
+    """Whether the process that wrote the journal at *path* has ended, as far as can be known."""
+    try:
+        owner, written_s = peek(path).owner, path.stat().st_mtime
+    except OSError:
+        return False
+    return owner is None or not is_alive(owner, last_written_s_ago=time.time() - written_s)
 
 
 def part_of(replay: Replay) -> int:

@@ -15,8 +15,17 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..settings import SETTINGS, Settings, fill_in_date, load_settings
-from ..terminal import EXIT_INTERRUPTED, Failure, format_option, input_of, reporting_errors, say
-from ..text import printable
+from ..terminal import (
+    EXIT_INTERRUPTED,
+    Failure,
+    Progress,
+    format_option,
+    inputs_of,
+    is_flat,
+    reporting_errors,
+    say,
+)
+from ..text import counted, printable
 
 if TYPE_CHECKING:
     from ..destinations import Sink
@@ -38,6 +47,7 @@ INTERRUPTED_S = 1.0
               type=click.FloatRange(1, 86_400), help="For each commit.")  # fmt: skip
 @click.option("--process", "process_id", hidden=True, help="Only the segments of that process.")
 @click.option("--wait", is_flag=True, hidden=True, help="Until that process lets go of them.")
+@click.option("--received", is_flag=True, hidden=True, help="Only what receivers have ended.")
 @format_option
 @reporting_errors
 def recover(  # noqa: PLR0917 - click passes them by name
@@ -47,6 +57,7 @@ def recover(  # noqa: PLR0917 - click passes them by name
     budget_s: float,
     process_id: str | None,
     wait: bool,
+    received: bool,
     form: str,
 ) -> None:
     """
@@ -66,6 +77,7 @@ def recover(  # noqa: PLR0917 - click passes them by name
         journal_dir,
         to=None if to is None else _destination(to),
         process_id=process_id,
+        only_received=received,
         is_rehearsal=dry_run,
         budget_s=budget_s,
         say=say,
@@ -74,7 +86,7 @@ def recover(  # noqa: PLR0917 - click passes them by name
 
 
 @click.command()
-@click.argument("src")
+@click.argument("srcs", metavar="SRC...", nargs=-1, required=True)
 @click.option("--to", metavar="DEST", help="user/repo or a folder.  [default: HUBMETER_TO]")
 @click.option(
     "--public", is_flag=True, help="A repository that is made is public; a public one is taken."
@@ -83,11 +95,14 @@ def recover(  # noqa: PLR0917 - click passes them by name
 @click.option("--timeout", "budget_s", default=600.0, show_default=True, metavar="SECONDS",
               type=click.FloatRange(1, 86_400), help="For each commit.")  # fmt: skip
 @reporting_errors
-def push(src: str, to: str | None, public: bool, run_id: str | None, budget_s: float) -> None:
+def push(
+    srcs: tuple[str, ...], to: str | None, public: bool, run_id: str | None, budget_s: float
+) -> None:
     """
-    Publish a dataset folder, a Parquet file or OTLP/JSON to the Hub, or to a folder.
+    Publish a dataset folder, a Parquet file or captured metrics to the Hub, or to a folder.
 
-    SRC may be - for OTLP/JSON on stdin. Pushing the same again adds nothing.
+    SRC is also anything that flatten reads: files of a Collector or OTLP/JSON, a folder of
+    them, or - for stdin; several files become one shard. Pushing the same again adds nothing.
     """
     from ..push import shards_of
 
@@ -96,9 +111,11 @@ def push(src: str, to: str | None, public: bool, run_id: str | None, budget_s: f
         _destination(to)
     for problem in settings.problems:
         say(f"hubmeter: {problem}")
-    source: Any = input_of(src) if _is_text(src) else Path(src)
+    is_flat_already = len(srcs) == 1 and is_flat(srcs[0])
+    source = Path(srcs[0]) if is_flat_already else inputs_of(srcs)
     _use_hub_from_here()
-    _push(shards_of(source, settings), settings, budget_s)
+    progress = Progress(source if isinstance(source, list) else [])
+    _push(shards_of(source, settings, watch=progress, say=say), settings, budget_s)
 
 
 def _push(groups: Iterator[list[Shard]], settings: Settings, budget_s: float) -> None:
@@ -118,18 +135,14 @@ def _push(groups: Iterator[list[Shard]], settings: Settings, budget_s: float) ->
             sink = sinks[goal] = sinks.get(goal) or sink_of(
                 goal, private=settings.private, pooled=True
             )
-            what = _counted(len(shards), "shard")
+            what = counted(len(shards), "shard")
             say(f"publishing {what} to {sink}, for {budget_s:g} s at most")
             sink.publish(shards, Deadline.after(budget_s))
             rows[goal] += sum(shard.rows for shard in shards)
             points[goal] += sum(shard.points for shard in shards)
     for goal, sink in sinks.items():  # a sink that has published knows who {user} is
-        found = f"{_counted(rows[goal], 'row')} and {_counted(points[goal], 'other point')}"
+        found = f"{counted(rows[goal], 'row')} and {counted(points[goal], 'other point')}"
         click.echo(printable(f"{found} are in {sink}"))
-
-
-def _counted(number: int, noun: str) -> str:
-    return f"{number} {noun}{'s'[: number != 1]}"
 
 
 @click.command(hidden=True)
@@ -186,12 +199,6 @@ def _end_soon(*_: Any) -> None:
     end.daemon = True
     end.start()
     sys.exit(EXIT_INTERRUPTED)
-
-
-def _is_text(src: str) -> bool:
-    """Whether *src* is OTLP/JSON, not flat already."""
-    path = Path(src)
-    return src in {"", "-"} or not (path.suffix == ".parquet" or path.is_dir())
 
 
 def _show_recovery(result: Any, journal_dir: Path, form: str, *, is_rehearsal: bool) -> None:

@@ -1,0 +1,310 @@
+"""
+A run that a receiver keeps: its points go to a journal, and nothing of them stays in memory.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections import Counter
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, NamedTuple
+
+from .errors import JournalError
+from .held_files import read_file
+from .journal import JOURNAL, Claim, Journal, Replay, peek, read_journal
+from .ledger import Packed
+from .records import TORN
+from .resends import DUPLICATE, MOST_BATCHES, Resends
+from .routing import RunKey
+from .run import Run, as_json, segment_name
+from .strict_journal import StrictJournal
+from .waiting import part_of, run_of
+from .whole_files import write_whole
+
+log = logging.getLogger(__name__)
+
+LOOK_EVERY_S = 0.5
+"""How often to see whether the journal is still there."""
+
+REMOVED = "lost, somebody removed the journal"
+
+DAMAGED = "damaged"
+"""Folder for journals that had unreadable records, as a recovery has it."""
+
+
+class Place(NamedTuple):
+    """
+    Where journals are, and where their points shall go.
+
+    Attributes:
+        folder: Journal directory.
+        to: Destination as it was set, with ``{date}`` still open.
+        base: Folder that a relative one starts from.
+    """
+
+    folder: Path
+    to: str
+    base: str
+    fsync: bool = False
+
+
+class Ended(NamedTuple):
+    """
+    A part of a run that waits to be published.
+
+    Attributes:
+        points: In its journal; 0 where nobody has counted them.
+        lost: Reason to points that it accounts for, but does not have.
+    """
+
+    path: Path
+    size_bytes: int
+    key: RunKey = RunKey(None, None)
+    points: int = 0
+    lost: Mapping[str, int] = MappingProxyType({})
+
+
+class Left(NamedTuple):
+    """A part that a receiver did not end. *to*: as in :class:`Place`."""
+
+    key: RunKey
+    run: Run
+    part: int
+    to: str
+
+
+class RunLog:
+    """
+    The parts of one run, one after the other. Not thread safe.
+
+    A part begins with its first batch. After :meth:`end` the run rests: the next batch begins
+    its next part.
+
+    Args:
+        claim: On the journal of *part*, if a dead receiver had begun it.
+
+    Attributes:
+        part: Number of the part that is open, or would be next.
+        points: In the journal of the open part.
+        size_bytes: Of its journal.
+        lost: Reason to points of the open part that were received and not kept.
+        last_s: When the last batch came, in monotonic time.
+    """
+
+    def __init__(
+        self, key: RunKey, run: Run, place: Place, *, part: int = 0, claim: Claim | None = None
+    ) -> None:
+        self.key = key
+        self.run = run
+        self.part = part
+        self.points = 0
+        self.lost: Counter[str] = Counter()
+        self.last_s = self._began_s = time.monotonic()
+        self._place = place
+        self._journal: Journal | None = None
+        self._claim = claim
+        self._asleep_bytes = claim.path.stat().st_size if claim else 0
+        self._resends = Resends()
+        self._look_again_s = 0.0
+
+    @property
+    def size_bytes(self) -> int:
+        if self._claim is not None:
+            return self._asleep_bytes
+        return 0 if self._journal is None else self._journal.size_bytes
+
+    @property
+    def series(self) -> int:
+        """How many series are remembered for the open part."""
+        return self._resends.series
+
+    @property
+    def age_s(self) -> float:
+        """How long the open part is open; 0 if it has not begun."""
+        return 0.0 if self._journal is None else time.monotonic() - self._began_s
+
+    def has(self, packed: Packed) -> bool:
+        """
+        Whether *packed* was kept already, in this part or one before: then it is counted.
+
+        Raises:
+            JournalError: The journal of a dead receiver cannot be continued.
+        """
+        self.last_s = time.monotonic()
+        self._wake()
+        if not self._resends.has(packed):
+            return False
+        self.lost[DUPLICATE] += len(packed.values)
+        return True
+
+    def append(self, packed: Packed) -> None:
+        """
+        Keep a batch. When this returns, its points survive the process.
+
+        Raises:
+            JournalError: Nothing of it is kept.
+        """
+        if self._journal is None:
+            self._journal = self._begun(self.part)
+        self._journal.append(packed)
+        self._resends.add(packed)
+        self.points += len(packed.values) + sum(packed.skipped.values())
+
+    def cut(self) -> Ended | None:
+        """
+        End the part, and begin the next one. None if nothing was in it.
+
+        Raises:
+            JournalError: The part is still open.
+        """
+        self._wake()
+        if self._journal is None:
+            return None
+        # Before the end of this one: a receiver that is killed in between still has the run.
+        following = self._begun(self.part + 1)
+        try:
+            ended = self._end(self._journal, {"empty_run_unix_nano": None})
+        except BaseException:
+            following.discard()
+            raise
+        self._journal = following
+        return ended
+
+    def end(self, *, is_final: bool) -> Ended | None:
+        """
+        End the part; nothing follows for a while, or ever.
+
+        Raises:
+            JournalError: The part is still open.
+        """
+        self._wake()
+        if self._journal is None and not self.part:
+            return None
+        if self._journal is None:  # a run that has no row yet gets one
+            self._journal = self._begun(self.part)
+        note = {"empty_run_unix_nano": self.run.started_unix_nano, "final": is_final}
+        return self._end(self._journal, note)
+
+    def count_lost(self, lost: Mapping[str, int]) -> None:
+        """Points that were received are not kept; the next part that ends accounts for them."""
+        self.lost.update(lost)
+        if self._journal is not None:
+            with suppress(JournalError):
+                self._journal.note("rejected", dict(lost))
+
+    def release(self) -> None:
+        """Let a recovery, or the next receiver, have the open part."""
+        if self._journal is not None:
+            self._journal.close()
+        if self._claim is not None:
+            self._claim.release()
+        self._journal = self._claim = None
+
+    def _end(self, journal: Journal, note: dict[str, Any]) -> Ended:
+        lost = dict(self.lost)
+        journal.note("end", {**note, "lost": lost})
+        journal.close()
+        ended = Ended(journal.path, journal.size_bytes, self.key, self.points, lost)
+        self._turn_over()
+        return ended
+
+    def _turn_over(self) -> None:
+        self.part += 1
+        self.points = 0
+        self.lost.clear()
+        self._journal = None
+        self._resends.forget_layouts()
+
+    def _begun(self, part: int) -> Journal:
+        """A new journal, which also says what came last before it."""
+        name = segment_name(self.run, part)
+        folder, fsync = self._place.folder, self._place.fsync
+        with suppress(OSError):  # of a receiver that was killed here
+            (folder / f".{name}{JOURNAL}.new").unlink()
+        journal = StrictJournal.create(folder, name, self._header(part), fsync=fsync)
+        try:
+            if digests := self._resends.digests:
+                journal.note("resends", digests)
+        except BaseException:
+            journal.discard()
+            raise
+        self._began_s = time.monotonic()
+        return journal
+
+    def _look(self) -> None:
+        """See whether the journal is still there, now and then."""
+        now_s = time.monotonic()
+        if self._journal is None or now_s < self._look_again_s:
+            return
+        self._look_again_s = now_s + LOOK_EVERY_S
+        if self._journal.is_there():
+            return
+        log.warning("hubmeter: the journal %s was removed with %d points; run %s goes on without",
+                    self._journal.path, self.points, self.run.run_id)  # fmt: skip
+        self._journal.close()
+        lost = self.lost + Counter({REMOVED: self.points})
+        self._turn_over()
+        self.lost = lost
+
+    def _header(self, part: int) -> dict[str, Any]:
+        return {"run": as_json(self.run), "part": part, "key": self.key, "to": self._place.to}
+
+    def _wake(self) -> None:
+        """Go on with the journal of a dead receiver, which is read when it is needed."""
+        self._look()
+        if self._claim is None:
+            return
+        try:
+            replay = read_journal(self._claim.path)
+        except OSError as error:
+            log.error("hubmeter: %s cannot be read: %s", self._claim.path, error)  # noqa: TRY400
+            self.release()
+            self.part += 1
+            return
+        try:
+            self._go_on(self._claim, replay)
+        except OSError as error:
+            raise JournalError(f"cannot go on with {self._claim.path}: {error}") from error
+
+    def _go_on(self, claim: Claim, replay: Replay) -> None:
+        contents = replay.contents
+        _keep_damaged(replay)
+        header, fsync = self._header(self.part), self._place.fsync
+        self._journal = StrictJournal.go_on(claim, header, replay, fsync=fsync)
+        self._claim, self._began_s = None, time.monotonic()
+        self.points = contents.points + sum(sum(one.skipped.values()) for one in contents.batches)
+        self.lost.update(contents.notes.get("rejected", {}))
+        with suppress(TypeError, ValueError):  # of another version
+            self._resends.restore(contents.notes.get("resends", ()))
+        for packed in contents.batches[-MOST_BATCHES:]:
+            self._resends.add(packed)
+
+
+def _keep_damaged(replay: Replay) -> None:
+    """What cannot be read is said and kept, where nobody waits for it."""
+    damage = [one for one in replay.contents.damage if one.reason != TORN]
+    for one in damage:
+        log.warning("hubmeter: not readable: %s: %s, %d bytes at %d",
+                    replay.path.name, one.reason, one.size, one.offset)  # fmt: skip
+    if damage:
+        write_whole({replay.path.parent / DAMAGED / replay.path.name: read_file(replay.path)})
+
+
+def left_by_receiver(path: Path) -> Left | None:
+    """
+    What the journal at *path* says about itself; None if no receiver wrote it.
+
+    Raises:
+        OSError: The file cannot be read.
+    """
+    replay = peek(path)
+    run, header = run_of(replay), replay.header or {}
+    match header.get("key"), header.get("to"):
+        case [str() | None as run_id, str() | None as resource], str(to):
+            if run is not None and run.is_received:
+                return Left(RunKey(run_id, resource), run, part_of(replay), to)
+    return None
