@@ -110,7 +110,8 @@ def test_flatten_counts_what_it_skips_and_succeeds() -> None:
         json.dumps(request()),
         "{not json",
         json.dumps(request(seconds=1, timeUnixNano="soon")),
-        json.dumps({"resourceSpans": []}),
+        json.dumps({"resourceProfile": []}),
+        json.dumps({"resourceLogs": []}),
     ]
 
     code, out, err = run("flatten", "-", stdin="\n".join(lines))
@@ -119,6 +120,7 @@ def test_flatten_counts_what_it_skips_and_succeeds() -> None:
     assert "skipped 1: a line is not JSON" in err
     assert "skipped 1: a timestamp is not an integer" in err
     assert "skipped 1: a record is not an OTLP metrics request (no resourceMetrics)" in err
+    assert "passed over 1 record of logs" in err
 
 
 @pytest.mark.parametrize("text", ["", "   \n", "not json", '{"a": 1}', "[]", '"x"', "\x00\xff"])
@@ -250,7 +252,7 @@ def test_every_command_has_help_that_fits_a_terminal() -> None:
     """
     ``--help`` exits with 0, and no line is wider than 100 columns.
     """
-    for command in ((), ("demo",), ("flatten",), ("summary",), ("doctor",)):
+    for command in ((), ("demo",), ("flatten",), ("summary",), ("doctor",), ("push",)):
         code, out, _ = run(*command, "--help")
         assert code == 0
         assert out.startswith("Usage: ")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gzip
+import hashlib
 import io
 import json
 import os
@@ -189,6 +191,32 @@ def test_otlp_json_is_flattened(hub: LoopbackHub, home: dict[str, str], tmp_path
     assert path.startswith("data/default/2025-10/r1-")
     metadata = pq.read_metadata(io.BytesIO(repo.files[path])).metadata
     assert metadata[b"hubmeter.points_received"] == b"3"
+
+
+def test_captures_are_one_shard(tmp_path: Path) -> None:
+    """Rotated and compressed, in any order; it is named by the bytes that were read."""
+    (tmp_path / "c").mkdir()
+    text = document(1, 2, 3, 4).encode()
+    backup, last = tmp_path / "c/m-2026-01-01T00-00-00.000-size.json", tmp_path / "c/m.json"
+    backup.write_bytes(gzip.compress(text[:500], mtime=0))
+    last.write_bytes(text[500:])
+    for srcs in (["c"], ["c/m.json", f"c/{backup.name}"]):
+        done = invoke("push", *srcs, "--to", "./out")
+        assert done.returncode == 0, done.stderr
+        assert "skipped" not in done.stderr
+    [(path, content)] = contents(tmp_path / "out").items()
+    assert watts({path: content}) == [1, 2, 3, 4]
+    digest = hashlib.sha256(backup.read_bytes() + last.read_bytes()).hexdigest()
+    assert Path(path).stem == f"r1-{digest[:12]}"
+
+
+def test_what_is_not_published_is_said(tmp_path: Path) -> None:
+    """A record that is cut off, and logs."""
+    (tmp_path / "m.json").write_text(document(1, 2) + '\n{"resourceLogs":[]}\n{"resourceMe')
+    done = invoke("push", "m.json", "--to", "./out")
+    assert done.returncode == 0
+    assert "passed over 1 record of logs\n" in done.stderr
+    assert "skipped 1: the last record is cut off\n" in done.stderr
 
 
 def test_data_without_a_run_is_named_by_what_it_is(tmp_path: Path) -> None:

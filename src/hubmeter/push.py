@@ -9,11 +9,12 @@ import io
 import re
 import uuid
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from .captures.reading import Source, nobody
 from .convert import read_points
 from .errors import DecodeError
 from .run import begin_run
@@ -35,25 +36,33 @@ _SHARD_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*-[0-9a-f]{12}(?:-\d+)?")
 """Run, process and part, as :func:`hubmeter.shard.seal` joins them."""
 
 
-def shards_of(source: Path | bytes, settings: Settings) -> Iterator[list[Shard]]:
+def shards_of(
+    source: Path | Sequence[Source],
+    settings: Settings,
+    *,
+    watch: Callable[[bytes], object] = nobody,
+    say: Callable[[str], object] = lambda _: None,
+) -> Iterator[list[Shard]]:
     """
     What *source* holds as shards, in groups for one commit each.
 
     The same source makes the same shards: to push it again adds nothing.
 
     Args:
-        source: Dataset folder, Parquet file of one config, or OTLP/JSON (a file or bytes).
+        source: Dataset folder or Parquet file of one config; or captures, which are one shard.
         settings: For what is flattened.
+        watch: Is shown the bytes of captures as they are read.
+        say: Is told what in them is not published.
 
     Raises:
         DecodeError: It is none of these.
     """
-    if isinstance(source, Path) and source.is_dir():
+    if not isinstance(source, Path):
+        yield [_flattened(source, settings, watch, say)]
+    elif source.is_dir():
         yield from _folder_shards(source)
-    elif isinstance(source, Path) and source.suffix == ".parquet":
-        yield [_file_shard(source)]
     else:
-        yield [_flattened(source, settings)]
+        yield [_file_shard(source)]
 
 
 def _folder_shards(folder: Path) -> Iterator[list[Shard]]:
@@ -65,7 +74,8 @@ def _folder_shards(folder: Path) -> Iterator[list[Shard]]:
     if not groups:
         raise DecodeError(
             f"no hubmeter dataset in {folder}: expected a dataset folder "
-            "(data/<config>/<month>/*.parquet), a Parquet file or OTLP/JSON"
+            "(data/<config>/<month>/*.parquet), a Parquet file or OTLP/JSON, "
+            "or a folder of a Collector's files"
         )
     commit: list[Shard] = []
     for paths in groups.values():
@@ -140,14 +150,27 @@ def _recognized(path: Path) -> tuple[str, pa.Table]:
     raise DecodeError(f"{path} is no Parquet file with the columns of hubmeter's dataset")
 
 
-def _flattened(source: Path | bytes, settings: Settings) -> Shard:
-    content = source if isinstance(source, bytes) else source.read_bytes()
-    digest = hashlib.sha256(content).hexdigest()
+def _flattened(
+    sources: Sequence[Source],
+    settings: Settings,
+    watch: Callable[[bytes], object],
+    say: Callable[[str], object],
+) -> Shard:
+    content = hashlib.sha256()
+
+    def digesting(piece: bytes) -> None:
+        content.update(piece)
+        watch(piece)
+
+    points = read_points(sources, watch=digesting, say=say)
+    for reason, count in points.skipped.items():
+        say(f"skipped {count}: {reason}")
+    digest = content.hexdigest()
     run = begin_run(settings, 0)
     # No random names: what names no run is named by what is in it.
     run_id = settings.run_id or str(uuid.uuid5(uuid.NAMESPACE_OID, digest))
     run = replace(run, run_id=run_id, process_id=digest[:12])
-    shard, _ = seal_segment(read_points(content), run)
+    shard, _ = seal_segment(points, run)
     if shard is None:
         raise DecodeError("nothing to push: no data point has a time, or HUBMETER_POINTS is none")
     return shard

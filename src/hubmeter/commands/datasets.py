@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
 from contextlib import suppress
 from pathlib import Path
@@ -11,14 +10,17 @@ from typing import TYPE_CHECKING
 
 import click
 
-from ..terminal import format_option, input_of, reporting_errors, say
+from ..terminal import Progress, format_option, inputs_of, is_flat, reporting_errors, say
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
+    from ..captures.reading import Source
+    from ..ledger import Points
+
 
 @click.command()
-@click.argument("src")
+@click.argument("srcs", metavar="SRC...", nargs=-1, required=True)
 @click.option(
     "-o",
     "--output",
@@ -41,15 +43,28 @@ if TYPE_CHECKING:
 )
 @click.option("--run-id", metavar="ID", help="For data that names no run.")
 @reporting_errors
-def flatten(src: str, output: str, config: str, missing: str | None, run_id: str | None) -> None:
+def flatten(
+    srcs: tuple[str, ...], output: str, config: str, missing: str | None, run_id: str | None
+) -> None:
     """
-    Flatten OTLP/JSON into one row per instant and GPU.
+    Flatten captured OpenTelemetry metrics into one row per instant and GPU.
 
-    SRC is a file with one JSON document or one request per line, as smoltrace and the
-    Collector's file exporter write it; - reads stdin. What could not be used is counted
-    on stderr.
-    """
-    from ..convert import read_points
+    SRC is what a Collector's file exporter writes, in any of its forms: JSON lines, protobuf
+    behind lengths, and zstd of both, per record or for the whole file. Also gzip of any of
+    these, a single protobuf request, and OTLP/JSON documents such as smoltrace's. Content
+    tells which it is, names do not matter. - reads stdin.
+
+    Several files, or a folder, are read in the order in which the Collector rotated them; a
+    record that it split over two files is joined:
+
+    \b
+      hubmeter flatten metrics-*.json metrics.json -o rows.parquet
+      hubmeter flatten captures/ -o rows.parquet
+
+    A damaged record, or one that was cut off when the Collector was killed, costs itself
+    only. What could not be used is counted on stderr. Spans become windows of traces and
+    tasks; logs are passed over.
+    """  # noqa: D301 - click's mark for lines that are kept, which is a backspace
     from ..flattening import flatten_points
     from ..run import begin_run
     from ..sealing import options_of
@@ -59,13 +74,14 @@ def flatten(src: str, output: str, config: str, missing: str | None, run_id: str
 
     if output != "-":
         writer_for(Path(output))
-        if _is_same_file(src, output):
-            raise click.UsageError(f"-o {output} would replace the input: choose another name")
+    sources = inputs_of(srcs)
+    if output != "-" and any(_is_same_file(src, output) for src in sources):
+        raise click.UsageError(f"-o {output} would replace the input: choose another name")
     settings = load_settings(missing=missing, run_id=run_id)
     for problem in settings.problems:
         say(f"warning: {problem}")
     options = options_of(begin_run(settings, 0))
-    points = read_points(input_of(src))
+    points = _points(sources)
     rows = flatten_points(points, options)
     if config == "default":
         _write(default_table(rows), output, config)
@@ -77,7 +93,7 @@ def flatten(src: str, output: str, config: str, missing: str | None, run_id: str
 
 
 @click.command()
-@click.argument("src")
+@click.argument("srcs", metavar="SRC...", nargs=-1, required=True)
 @click.option(
     "--by",
     type=click.Choice(["gpu", "run"]),
@@ -87,18 +103,19 @@ def flatten(src: str, output: str, config: str, missing: str | None, run_id: str
 )
 @format_option
 @reporting_errors
-def summary(src: str, by: str, form: str) -> None:
+def summary(srcs: tuple[str, ...], by: str, form: str) -> None:
     """
     Show what a dataset says.
 
-    SRC is a dataset folder, one of its Parquet files, or anything that flatten reads.
+    SRC is a dataset folder, one of its Parquet files, or anything that flatten reads: files
+    of a Collector, also several, or a folder of them.
     """
     from ..views.summary import by_run, summarize
     from ..views.summary_text import gpu_text, run_text
 
-    found = summarize(_rows(src))
+    found = summarize(_rows(srcs))
     if not found.gpus:
-        say(f"{src} has no GPU rows; other points: hubmeter flatten SRC --config points")
+        say(f"{' '.join(srcs)} has no GPU rows; other points: hubmeter flatten SRC --config points")
     if form == "json":
         data = found.as_json()
         if by == "run":
@@ -111,15 +128,26 @@ def summary(src: str, by: str, form: str) -> None:
         click.echo(run_text(found) if by == "run" else gpu_text(found))
 
 
-def _rows(src: str) -> pa.Table:
+def _rows(srcs: tuple[str, ...]) -> pa.Table:
     """Rows of a dataset, or of whatever flattens into one."""
-    from ..convert import flatten
     from ..dataset import open_dataset
+    from ..run import begin_run
+    from ..sealing import options_of, tables_of
+    from ..settings import load_settings
 
-    path = Path(src)
-    if src not in ("", "-") and (path.is_dir() or path.suffix == ".parquet"):
-        return open_dataset(path)
-    return flatten(input_of(src))
+    if len(srcs) == 1 and is_flat(srcs[0]):
+        return open_dataset(srcs[0])
+    points = _points(inputs_of(srcs))
+    for reason, count in points.skipped.items():
+        say(f"skipped {count}: {reason}")
+    return tables_of(points, options_of(begin_run(load_settings(), 0)))["default"]
+
+
+def _points(sources: list[Source]) -> Points:
+    """All points in *sources*; what takes long is seen to go on."""
+    from ..convert import read_points
+
+    return read_points(sources, watch=Progress(sources), say=say)
 
 
 def _write(table: pa.Table, output: str, config: str) -> None:
@@ -132,7 +160,7 @@ def _write(table: pa.Table, output: str, config: str) -> None:
         write_file(table, Path(output), config)
 
 
-def _is_same_file(src: str, output: str) -> bool:
+def _is_same_file(src: Source, output: str) -> bool:
     with suppress(OSError):
-        return os.path.samefile(src, output)  # noqa: PTH121
+        return isinstance(src, Path) and src.samefile(output)
     return False
