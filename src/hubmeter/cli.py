@@ -9,10 +9,14 @@ import click
 from .commands.datasets import flatten, summary
 from .commands.machine import demo, doctor
 from .commands.publishing import push, recover, sentinel
+from .commands.serving import serve
+from .commands.wrapped import run
 
 EPILOG = """\b
 Examples:
   hubmeter demo
+  hubmeter run -- node agent.js
+  hubmeter serve --to me/run-metrics
   hubmeter flatten metrics.json -o rows.parquet
   hubmeter summary ./hubmeter-data --format json | jq .totals
   OTEL_METRICS_EXPORTER=hubmeter opentelemetry-instrument python agent.py
@@ -30,5 +34,5 @@ def main() -> None:
     """What your agent's GPUs did, as a flat dataset: one row per instant and GPU."""
 
 
-for _command in (demo, flatten, summary, recover, push, doctor, sentinel):
+for _command in (demo, run, serve, flatten, summary, recover, push, doctor, sentinel):
     main.add_command(_command)

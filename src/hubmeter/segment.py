@@ -58,6 +58,7 @@ class Segment:
         self._claim: Claim | None = None
         self._has_rows = False  # of an earlier segment
         self._look_again_s = 0.0
+        self._why = ""  # there is no journal
         self._is_whole = True
         self._owes = False  # the journal owes a batch, not only notes
         self._empty_run_unix_nano: int | None = None
@@ -132,9 +133,11 @@ class Segment:
             if journal is not None:
                 journal.append(packed)
                 self._owes = False
-        except JournalError:
+            elif self._folder is not None:
+                self._fail_again()
+        except JournalError as error:
             if self._journal is None:  # the next attempt writes everything
-                pass
+                self._why = str(error)
             elif self._journal.owes_last:
                 self._owes = True
             else:
@@ -142,6 +145,10 @@ class Segment:
             raise
         finally:
             self.ledger.append(packed)
+
+    def _fail_again(self) -> None:
+        """It is not looked for at each batch, but none is acknowledged without it."""
+        raise JournalError(self._why)
 
     def continue_from(self, opening: Opening, *, has_rows: bool = False) -> None:
         """Totals that the run had before this segment, and whether it had rows already."""

@@ -1,0 +1,211 @@
+"""The command that receives: OTLP from any sender, until it is told to stop."""
+
+from __future__ import annotations
+
+import logging
+import os
+import queue
+import signal
+import sys
+import threading
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import click
+
+from ..deadline import Deadline
+from ..settings import Settings, load_settings
+from ..terminal import EXIT_INTERRUPTED, Failure, checked, reporting_errors, say
+from ..text import counted
+
+if TYPE_CHECKING:
+    from ..fleet import Fleet
+    from ..receiver.doors import Doors
+    from ..receiver.serving import Receiver
+
+DRAIN_S = 3.0
+"""For requests in flight, after which nothing new is taken."""
+
+PUBLISH_S = 5.0
+"""For publishing at the end. ``docker stop`` kills after 10 s; what is left is in the journal."""
+
+TICK_S = 1.0
+
+Command: TypeAlias = Callable[..., None]
+
+
+def _option(*names: str, **about: Any) -> Callable[[Command], Command]:
+    return click.option(*names, callback=checked, **about)
+
+
+EPILOG = """\b
+Senders need one variable:
+  OTEL_EXPORTER_OTLP_ENDPOINT=http://127.0.0.1:4318   OTLP/HTTP
+  OTEL_EXPORTER_OTLP_ENDPOINT=http://127.0.0.1:4317   OTLP/gRPC
+To be reached from other machines, set HUBMETER_SERVE_TOKEN, and for senders:
+  OTEL_EXPORTER_OTLP_HEADERS='Authorization=Bearer%20<token>'
+"""
+
+
+@click.command(epilog=EPILOG)
+@_option(
+    "--http",
+    "serve_http",
+    metavar="HOST:PORT",
+    help="Where to take OTLP/HTTP, or off.  [default: 127.0.0.1:4318]",
+)
+@_option(
+    "--grpc",
+    "serve_grpc",
+    metavar="HOST:PORT",
+    help="Where to take OTLP/gRPC, or off.  [default: 127.0.0.1:4317]",
+)
+@_option("--to", metavar="DEST", help="Folder or user/repo.  [default: HUBMETER_TO]")
+@_option(
+    "--silence",
+    "serve_silence_s",
+    metavar="SECONDS",
+    help="A run that is silent for so long is published.  [default: 180]",
+)
+@_option(
+    "--flush-every",
+    "flush_every_s",
+    metavar="SECONDS",
+    help="Publish longer runs in parts.  [default: 3600]",
+)
+@_option("--tls-cert", "serve_cert", metavar="FILE", help="PEM certificate chain; then TLS only.")
+@_option("--tls-key", "serve_key", metavar="FILE", help="PEM private key of the certificate.")
+@_option(
+    "--tls-client-ca",
+    "serve_client_ca",
+    metavar="FILE",
+    help="Senders need a certificate that one of these signed.",
+)
+@click.option(
+    "--insecure", is_flag=True, help="Listen on an address that others reach, without a token."
+)
+@reporting_errors
+def serve(*, insecure: bool, **given: str | None) -> None:
+    """
+    Receive OTLP from any agent or Collector, and publish each run as rows.
+
+    Metrics become rows, spans say which trace and task ran at that time, logs are dropped.
+    A request is acknowledged when the journal has it. A run is what has one run.id, or else
+    what one resource sent. It is published when it has been silent for a while, and when
+    this command is told to end by SIGTERM or Ctrl-C.
+
+    GET /healthz and /readyz on the HTTP port answer whether it is alive and takes points.
+    """
+    settings = load_settings(**given)
+    _complain(settings)
+    logging.basicConfig(format="%(message)s", level=logging.WARNING)
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    doors = _doors(settings, is_insecure=insecure)
+    asked = _signals()
+
+    from ..fleet import Fleet
+    from ..receiver.intake import Intake
+    from ..receiver.serving import Receiver
+
+    fleet = Fleet(
+        settings, silence_s=settings.serve_silence_s, most_runs=int(settings.serve_runs), say=say
+    )
+    receiver = Receiver(Intake(fleet.deliver), doors, status=fleet.status)
+    try:
+        receiver.start()
+    except BaseException:
+        fleet.close(Deadline.after(0))
+        raise
+    _introduce(receiver, doors, settings, fleet)
+    number = _tick_until(asked, fleet)
+    say("no new requests; what was taken is being published")
+    receiver.stop(Deadline.after(DRAIN_S))
+    fleet.close(Deadline.after(PUBLISH_S))
+    _conclude(fleet)
+    sys.exit(EXIT_INTERRUPTED if number == signal.SIGINT else 0)
+
+
+def _complain(settings: Settings) -> None:
+    for problem in settings.problems:
+        if "HUBMETER_SERVE_" in problem:  # neither open doors nor other doors by mistake
+            raise Failure(problem.replace(" is ignored: ", ": ").partition("; instead:")[0])
+        say(f"hubmeter: {problem}")
+    if settings.disabled:
+        raise Failure("HUBMETER_DISABLED is set, so nothing is received")
+
+
+def _doors(settings: Settings, *, is_insecure: bool) -> Doors:
+    from ..receiver.doors import Doors, address_of
+
+    doors = Doors(
+        http=address_of(settings.serve_http),
+        grpc=address_of(settings.serve_grpc),
+        token=settings.serve_token,
+        tls=_tls(settings),
+        is_insecure=is_insecure,
+        most_bytes=int(settings.serve_limit_mib * 2**20),
+    )
+    if doors.http is None and doors.grpc is None:
+        raise Failure("both doors are off: leave --http or --grpc on")
+    return doors
+
+
+def _tls(settings: Settings) -> Any:
+    cert, key, client_ca = settings.serve_cert, settings.serve_key, settings.serve_client_ca
+    if not (cert or key or client_ca):
+        return None
+    if not (cert and key):
+        raise Failure("TLS needs both a certificate and its key: --tls-cert and --tls-key")
+    for path in filter(None, (cert, key, client_ca)):
+        Path(path).read_bytes()  # the error says which; that of ssl does not
+    from ..receiver.credentials import Tls
+
+    return Tls(
+        certificate=Path(cert), key=Path(key), client_ca=Path(client_ca) if client_ca else None
+    )
+
+
+def _signals() -> queue.SimpleQueue[int]:
+    """Signals that ask for the end. Who sends a second one insists."""
+    asked: queue.SimpleQueue[int] = queue.SimpleQueue()
+
+    def ask(number: int, _: Any) -> None:
+        if not asked.empty() or is_asked.is_set():
+            os._exit(128 + number)
+        is_asked.set()
+        asked.put(number)
+
+    is_asked = threading.Event()
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, ask)
+    return asked
+
+
+def _tick_until(asked: queue.SimpleQueue[int], fleet: Fleet) -> int:
+    """Look after the runs once a second, until a signal asks for the end."""
+    while True:
+        with suppress(queue.Empty):
+            return asked.get(timeout=TICK_S)
+        fleet.tick()
+
+
+def _introduce(receiver: Receiver, doors: Doors, settings: Settings, fleet: Fleet) -> None:
+    scheme = "https" if doors.tls else "http"
+    who = "senders need the token" if doors.token else "senders need no token"
+    for name, address in (("HTTP", receiver.http_address), ("gRPC", receiver.grpc_address)):
+        if address is not None:
+            say(f"OTLP/{name} on {scheme}://{address}")
+    say(f"runs go to {settings.to}, {settings.serve_silence_s:g} s after their last request; {who}")
+    if resumed := fleet.status()["runs_open"]:
+        say(f"{counted(resumed, 'run')} of a receiver that was killed go on")
+
+
+def _conclude(fleet: Fleet) -> None:
+    status = fleet.status()
+    say(f"{counted(status['points_acknowledged'], 'data point')} taken")
+    if waiting := status["segments_waiting"]:
+        why = f": {status['failure']}" if status["failure"] else ""
+        say(f"{counted(waiting, 'part')} of runs still to be published{why}; "
+            "a process goes on with that, or else: hubmeter recover")  # fmt: skip

@@ -1,0 +1,185 @@
+"""``hubmeter serve`` as a person sees it: what it says, what it refuses, how it ends."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from hubmeter import open_dataset
+
+SERVE = [sys.executable, "-m", "hubmeter", "serve"]
+ANY_PORT = ["--http", "127.0.0.1:0", "--grpc", "127.0.0.1:0"]
+
+METRICS = {
+    "resourceMetrics": [
+        {
+            "resource": {
+                "attributes": [{"key": "run.id", "value": {"stringValue": "served"}}],
+            },
+            "scopeMetrics": [
+                {
+                    "metrics": [
+                        {
+                            "name": "gen_ai.gpu.temperature",
+                            "unit": "Cel",
+                            "gauge": {
+                                "dataPoints": [
+                                    {"timeUnixNano": "1761544695460017300", "asInt": "61"}
+                                ]
+                            },
+                        }
+                    ]
+                }
+            ],
+        }
+    ]
+}
+
+
+@contextmanager
+def serving(
+    folder: Path, *arguments: str, **variables: str
+) -> Iterator[tuple[str, subprocess.Popen]]:
+    """A receiver, and its HTTP address."""
+    process = subprocess.Popen(
+        [*SERVE, *ANY_PORT, *arguments],
+        cwd=folder,
+        env={**os.environ, **variables},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        assert process.stderr is not None
+        found = re.match(r"OTLP/HTTP on (\S+)", process.stderr.readline())
+        assert found, process.communicate()
+        yield found[1], process
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def post(address: str, **headers: str) -> int:
+    request = urllib.request.Request(
+        f"{address}/v1/metrics",
+        json.dumps(METRICS).encode(),
+        {"Content-Type": "application/json", **headers},
+    )
+    try:
+        with urllib.request.urlopen(request, timeout=10) as response:
+            return response.status
+    except urllib.error.HTTPError as error:
+        return error.code
+
+
+def refused(folder: Path, *arguments: str, **variables: str) -> str:
+    done = subprocess.run(
+        [*SERVE, *arguments], cwd=folder, env={**os.environ, **variables},
+        capture_output=True, text=True, timeout=60, check=False,
+    )  # fmt: skip
+    assert done.returncode in (1, 2), done
+    assert done.stdout == ""
+    assert "Traceback" not in done.stderr
+    return done.stderr
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 0), (signal.SIGINT, 130)])
+def test_told_to_end_it_publishes_what_it_took(tmp_path: Path, number: int, code: int) -> None:
+    """
+    SIGTERM and Ctrl-C drain, publish, and say what was taken.
+    """
+    with serving(tmp_path) as (address, process):
+        assert post(address) == 200
+        process.send_signal(number)
+        out, said = process.communicate(timeout=60)
+
+    assert process.returncode == code
+    assert out == ""
+    assert "1 data point taken" in said
+    assert "published 1 row to" in said
+    assert open_dataset(tmp_path / "hubmeter-data")["run_id"].to_pylist() == ["served"]
+
+
+def test_a_silent_run_is_published_while_it_receives(tmp_path: Path) -> None:
+    """
+    Nobody has to end the receiver to see a run.
+    """
+    with serving(tmp_path, "--silence", "1") as (address, _):
+        assert post(address) == 200
+        deadline = time.monotonic() + 60
+        while not list(tmp_path.glob("hubmeter-data/data/default/*/*.parquet")):
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+
+
+def test_a_token_is_asked_for_and_never_shown(tmp_path: Path) -> None:
+    """
+    Senders without the token, or with another, are refused.
+    """
+    with serving(tmp_path, HUBMETER_SERVE_TOKEN="the-token-of-all") as (address, process):
+        assert post(address) == 401
+        assert post(address, Authorization="Bearer the-token-of-others") == 401
+        assert post(address, Authorization="Bearer the-token-of-all") == 200
+        shown = Path(f"/proc/{process.pid}/cmdline")
+        assert not shown.exists() or b"the-token" not in shown.read_bytes()
+        process.send_signal(signal.SIGTERM)
+        _, said = process.communicate(timeout=60)
+    assert "the-token" not in said
+
+
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        (["--http", "0.0.0.0:0"], "set HUBMETER_SERVE_TOKEN, or say --insecure"),
+        (["--http", "off", "--grpc", "off"], "both doors are off"),
+        (["--http", "4318"], "expected host:port"),
+        ([*ANY_PORT, "--tls-cert", "cert.pem"], "--tls-cert and --tls-key"),
+        ([*ANY_PORT, "--tls-cert", "no.pem", "--tls-key", "no.pem"], "no.pem"),
+        ([*ANY_PORT, "--silence", "soon"], "expected a number"),
+    ],
+)
+def test_doors_that_must_not_be_opened(tmp_path: Path, arguments: list[str], reason: str) -> None:
+    """
+    A wrong flag is one line that says what to do, and nothing listens.
+    """
+    assert reason in refused(tmp_path, *arguments)
+
+
+def test_a_bad_token_does_not_open_the_doors(tmp_path: Path) -> None:
+    """
+    A receiver that was meant to have a token does not start without one.
+    """
+    said = refused(tmp_path, *ANY_PORT, HUBMETER_SERVE_TOKEN="a b")
+
+    assert "HUBMETER_SERVE_TOKEN=(hidden): expected 8 or more" in said
+
+
+def test_without_a_journal_nothing_can_be_acknowledged(tmp_path: Path) -> None:
+    """
+    The journal is what a receiver promises.
+    """
+    assert "needs a journal" in refused(tmp_path, *ANY_PORT, HUBMETER_JOURNAL_DIR="off")
+
+
+def test_a_port_that_is_taken_is_named(tmp_path: Path) -> None:
+    """
+    The message has the address, and what to do.
+    """
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        address = f"127.0.0.1:{taken.getsockname()[1]}"
+        said = refused(tmp_path, "--http", address, "--grpc", "off")
+
+    assert address in said
+    assert "choose another port" in said
