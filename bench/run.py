@@ -13,9 +13,11 @@ from pathlib import Path
 sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1] / "tests")]
 
 import exporting
+import flattening_files
 import memory
 import parquet
 import publishing
+import receiving
 import sampling
 import starting
 from report import Result, table
@@ -27,6 +29,8 @@ MEASUREMENTS: tuple[Callable[[], Iterator[Result]], ...] = (
     starting.measure,
     sampling.measure,
     publishing.measure,
+    receiving.measure,
+    flattening_files.measure,
 )
 
 
