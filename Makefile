@@ -1,14 +1,16 @@
 # Everything here needs Python and make only, and installs the rest into .venv.
 # The stand-in NVML driver of the tests also needs a C compiler, and the tests use every other Python
-# from 3.10 to 3.13 that they find: without these they say what they skip.
+# from 3.10 to 3.13 that they find, Go for a real Collector, and Node: without these they say what
+# they skip.
 
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 SOAK ?= 10
+WORKERS ?= 2
 
-.PHONY: help demo test soak check fmt lint types imports bench pythons clean
+.PHONY: help demo test soak check fmt lint types imports bench pythons collector node image clean
 
 help: ## Show what there is
 	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -16,12 +18,13 @@ help: ## Show what there is
 demo: $(VENV)/.installed ## Record a small workload on this machine's GPUs, or on simulated ones
 	@$(BIN)/hubmeter demo
 
-test: pythons ## Run the tests
-	@$(BIN)/python -m pytest $(PYTEST_ARGS)
+test: pythons collector node ## Run the tests
+	@$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile $(PYTEST_ARGS)
 
-soak: pythons ## Run the crash, chaos and many-writer tests SOAK=10 times as long
+soak: pythons collector node ## Run the crash, chaos, kill, fuzz and load tests SOAK=10 times as long
 	@SOAK=$(SOAK) $(BIN)/python -m pytest --timeout=14400 $(PYTEST_ARGS) \
-	  tests/test_crash.py tests/test_chaos.py tests/test_many_writers.py
+	  tests/test_crash.py tests/test_chaos.py tests/test_many_writers.py tests/test_fleet_kills.py \
+	  tests/test_fuzz_decode.py tests/test_receiver_limits.py
 
 check: fmt lint types imports test ## All that must pass before a commit
 
@@ -42,6 +45,12 @@ bench: $(VENV)/.developing ## Measure speed, memory and size beside the peers (m
 
 pythons: $(VENV)/.developing ## Prepare the other Pythons and huggingface_hub that the tests use
 	@$(BIN)/python tests/interpreters.py
+
+collector: $(VENV)/.created ## Build the OpenTelemetry Collector that the tests use (minutes, once)
+	@$(BIN)/python tests/collector/build.py >/dev/null
+
+node: $(VENV)/.created ## Install what the tests' Node agent needs
+	@$(BIN)/python tests/agents/node/install.py >/dev/null
 
 clean: ## Remove the environment and caches
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis

@@ -161,6 +161,7 @@ def test_paths_stay_inside(tmp_path: Path, path: str) -> None:
         (zipped({"manifest.json": manifest(files=["x"]), "x": bytes(2**20)},
                 zipfile.ZIP_DEFLATED), "compressed"),
     ],
+    ids=lambda value: value if isinstance(value, str) else "zip",
 )  # fmt: skip
 def test_other_zips_are_refused(tmp_path: Path, content: bytes, reason: str) -> None:
     """Foreign, newer, incomplete, or of a defective writer."""
