@@ -31,6 +31,7 @@ class Resends:
     def __init__(self) -> None:
         self._batches: OrderedDict[bytes, None] = OrderedDict()
         self._layouts: dict[SeriesLayout, bytes] = {}
+        self._last: tuple[Packed | None, bytes] = (None, b"")
         self.series = 0
 
     @property
@@ -67,6 +68,12 @@ class Resends:
             self._batches.popitem(last=False)
 
     def _digest(self, packed: Packed) -> bytes:
+        """Asked twice of each batch: whether it was kept, and once it is."""
+        if self._last[0] is not packed:
+            self._last = (packed, self._digested(packed))
+        return self._last[1]
+
+    def _digested(self, packed: Packed) -> bytes:
         digest = blake2b(self._digest_of_layout(packed.layout), digest_size=8)
         for numbers in (packed.times_unix_nano, packed.starts, packed.values):
             digest.update(numbers)
