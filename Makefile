@@ -10,10 +10,10 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 SOAK ?= 10
 WORKERS ?= 2
 
-.PHONY: help demo test soak check fmt lint types imports bench pythons collector node image clean
+.PHONY: help demo test soak check fmt lint types imports bench pythons collector node image image-test clean
 
 help: ## Show what there is
-	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 demo: $(VENV)/.installed ## Record a small workload on this machine's GPUs, or on simulated ones
 	@$(BIN)/hubmeter demo
@@ -51,6 +51,14 @@ collector: $(VENV)/.created ## Build the OpenTelemetry Collector that the tests 
 
 node: $(VENV)/.created ## Install what the tests' Node agent needs
 	@$(BIN)/python tests/agents/node/install.py >/dev/null
+
+image: ## Build the container image, with docker or podman
+	@if command -v docker >/dev/null; then docker build -f docker/Dockerfile -t hubmeter .; \
+	elif command -v podman >/dev/null; then podman build --format docker -f docker/Dockerfile -t hubmeter .; \
+	else echo "neither docker nor podman is here; make image-test builds with buildah" >&2; exit 1; fi
+
+image-test: $(VENV)/.developing ## Build the image with buildah and run it (minutes; Linux, root)
+	@$(BIN)/python tests/image/run.py
 
 clean: ## Remove the environment and caches
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
