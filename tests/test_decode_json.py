@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import tracemalloc
+from collections.abc import Iterator
+from random import Random
 from typing import Any
 
+import numpy as np
 import pytest
 
 from hubmeter.batch import Distribution, PointBatch, Series
 from hubmeter.convert import flatten, read_points
 from hubmeter.decode.json_values import BAD_ID
 from hubmeter.decode.layouts import LayoutCache
-from hubmeter.decode.otlp_json import SNAKE_CASE, JsonDecoder
+from hubmeter.decode.otlp_json import NOT_AN_OBJECT, SNAKE_CASE, JsonDecoder
 from hubmeter.errors import DecodeError, SettingsError
 from makers import (
     SECOND,
@@ -28,6 +32,7 @@ from makers import (
     sdk_number,
     total,
 )
+from otlp_wire import contents, json_of, random_request
 
 
 def decode(*metrics, **envelope):
@@ -277,6 +282,24 @@ def test_snake_case_is_not_acknowledged_silently() -> None:
 
     assert received(sent).skipped == {SNAKE_CASE.format("resource_metrics", "resourceMetrics"): 1}
     assert received({"resource_metrics": [], "resourceMetrics": []}).skipped == {}
+    assert received({**sent, "resourceMetrics": None}).skipped == received(sent).skipped
+
+
+@pytest.mark.parametrize(
+    "path", ["resourceMetrics", "resourceMetrics.0.scopeMetrics", "resourceMetrics.0.resource",
+             "resourceMetrics.0.scopeMetrics.0.metrics", "resourceMetrics.0.scopeMetrics.0.scope",
+             "resourceMetrics.0.scopeMetrics.0.metrics.0.gauge.dataPoints"]
+)  # fmt: skip
+def test_null_is_an_empty_field(path: str) -> None:
+    """Go writes null for a slice that is nil, and protobuf's JSON reads it as not set."""
+    sent = request(gauge("m", "", point(1)))
+    *way, last = path.split(".")
+    place: Any = sent
+    for step in way:
+        place = place[int(step) if step.isdigit() else step]
+    place[last] = None
+
+    assert received(sent).skipped == {}
 
 
 def test_number_of_a_hundred_thousand_digits_spoils_itself_only() -> None:
@@ -349,6 +372,108 @@ def test_series_for_ever_do_not_fill_the_memory() -> None:
     tracemalloc.stop()
 
     assert held < 1_800_000
+
+
+ENDLESS = {
+    "attributes": lambda text: request(gauge("m", "", point(1, request=text))),
+    "names": lambda text: request(gauge(text, "", point(1))),
+    "units": lambda text: request(gauge("m", text, point(1))),
+    "runs": lambda text: request(gauge("m", "", point(1)), run_id=text),
+    "scopes": lambda text: request(gauge("m", "", point(1)), scope=text),
+    "resources": lambda text: request(gauge("m", "", point(1)), resource={"pod": text}),
+    "resources without points": lambda text: request(resource={"pod": text}),
+    "metrics without points": lambda text: request(gauge(text, "")),
+    "few names in new pairs": lambda text: request(gauge(text[-2:], text[-4:-2])),
+    "broken points": lambda text: request(gauge("m", "", point("x", request=text))),
+}
+
+
+@pytest.mark.parametrize("sent", ENDLESS.values(), ids=ENDLESS)
+@pytest.mark.parametrize("width", [0, 5_000])
+def test_no_part_of_a_request_fills_the_memory(sent, width: int) -> None:
+    """Whatever is new in each request, and also if no series comes of it."""
+    decoder = JsonDecoder(most_bytes=60_000)
+    decoder.decode(request(gauge("m", "", point(1, gpu=0))))
+    tracemalloc.start()
+    for n in range(1500 if not width else 300):
+        decoder.decode(sent(f"ä{n:{width or 4}}"))
+    _, most = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+
+    assert most < 120_000
+
+
+def broken(document: Any, dice: Random) -> Any:
+    """A copy of *document* in which a few things are others, or null."""
+    copied = copy.deepcopy(document)
+    places = [*_places(copied)]
+    for _ in range(dice.choice((0, 0, 1, 2))):
+        if places:
+            parent, key = dice.choice(places)
+            parent[key] = dice.choice((None, 5, True, 1.0, "x", [], [None], {}, {"values": 1}))
+    return copied
+
+
+def _places(value: Any) -> Iterator[tuple[Any, Any]]:
+    """All of what is inside *value*, by what it is in."""
+    keys = value if isinstance(value, dict) else range(len(value) if isinstance(value, list) else 0)
+    for key in keys:
+        yield value, key
+        yield from _places(value[key])
+
+
+@pytest.mark.parametrize("most_bytes", [2**26, 20_000])
+def test_a_decoder_that_remembers_says_what_one_that_does_not_says(most_bytes: int) -> None:
+    """Of 2,000 requests, some of them broken, each twice; what is counted counts each time."""
+    dice = Random(0)
+    decoder = JsonDecoder(most_bytes)
+    for _ in range(2000):
+        body = json.dumps(broken(json_of(random_request(dice)), dice)).encode()
+        expected = contents(JsonDecoder().decode_request(body))
+
+        assert contents(decoder.decode_request(body)) == expected
+        assert contents(decoder.decode_request(body)) == expected
+
+
+def test_all_that_makes_series_different_is_remembered() -> None:
+    """Series that differ in one thing only, from one decoder, are as many and stay so."""
+    one = point(1, gpu=0)
+    decoder = JsonDecoder()
+    sent = [
+        request(total("m", "J", one)), request(total("n", "J", one)), request(total("m", "s", one)),
+        request(total("m", "J", one, temporality=1)),
+        request(total("m", "J", one, monotonic=False)),
+        request(gauge("m", "J", one)), request(total("m", "J", point(1, gpu=1))),
+        request(total("m", "J", one), run_id="r"), request(total("m", "J", one), scope="s"),
+        request(total("m", "J", one), resource={"gpu_id": "0"}),
+    ]  # fmt: skip
+    layouts = [decoder.decode(each).layout for each in sent * 2]
+
+    assert len({layout.series for layout in layouts}) == len(set(layouts)) == len(sent)
+
+
+def test_what_is_broken_in_attributes_counts_each_time() -> None:
+    """Only the rest of them can be known."""
+    decoder = JsonDecoder()
+    pairs = [None, {"key": "a", "value": {"intValue": 1}}]
+    sent = request(gauge("m", "", {**point(1), "attributes": pairs}))
+    for _ in range(3):
+        batch = decoder.decode(sent)
+
+        assert batch.skipped == {NOT_AN_OBJECT.format("an item of attributes"): 1}
+        assert batch.layout.series[0].attributes == '{"a":1}'
+
+
+def test_equal_values_of_other_types_are_told_apart() -> None:
+    """To Python 1 is True, and to marshal bytes in a row are what they stand for."""
+    decoder = JsonDecoder()
+    values = [1, True, 1.0, "1", None, 0, False, 0.0, -0.0, [1], [True], [[1]], "\ud800", "?",
+              b"\0" * 8, bytearray(8), np.float64(0), np.int64(0)]  # fmt: skip
+    for value in values * 2:
+        one = {**point(1), "attributes": [{"key": "a", "value": {"value": value}}]}
+        sent = request(gauge("m", "", one))
+
+        assert contents(decoder.decode(sent)) == contents(JsonDecoder().decode(sent))
 
 
 def test_what_repeats_is_one_object() -> None:

@@ -5,11 +5,12 @@ handed out as the same objects.
 
 from __future__ import annotations
 
+import sys
 from array import array
 from collections import Counter, OrderedDict
 from dataclasses import replace
 
-from ..batch import Extra, PointBatch, Series, SeriesLayout, Value
+from ..batch import AttributesJson, Extra, PointBatch, Series, SeriesLayout, Value
 
 MOST_LAYOUTS = 256
 """A source whose series keep changing would fill the memory; what is forgotten is made again."""
@@ -17,7 +18,7 @@ MOST_LAYOUTS = 256
 MOST_BYTES = 2**26
 """About as much a cache holds: more than 100,000 series whose names are of usual length."""
 
-_SERIES_BYTES, _PLACE_BYTES = 300, 16
+_ENTRY_BYTES, _METRIC_BYTES, _SERIES_BYTES, _PLACE_BYTES = 100, 300, 300, 16
 
 
 class LayoutCache:
@@ -25,14 +26,20 @@ class LayoutCache:
     Interns layouts, so that what is costly per layout happens once.
 
     Args:
-        most_bytes: When it holds about as much, it forgets everything: a sender that puts
-            request numbers into attributes makes new series for ever.
+        most_bytes: When it holds about as much, it forgets everything after the next layout,
+            which is after a request: a sender that puts request numbers into attributes
+            makes new series for ever.
+
+    Attributes:
+        attributes: What :meth:`remember` was told.
     """
 
     def __init__(self, most_bytes: int = MOST_BYTES) -> None:
         self._most_bytes = most_bytes
         self._bytes = 0
+        self.attributes: dict[bytes, AttributesJson] = {}
         self._texts: dict[str, str] = {}
+        self._metrics: dict[tuple[str | bool | None, ...], dict[AttributesJson, Series]] = {}
         self._series: dict[Series, Series] = {}
         self._layouts: OrderedDict[bytes, SeriesLayout] = OrderedDict()
 
@@ -41,24 +48,45 @@ class LayoutCache:
         known = self._texts.get(text)
         if known is None:
             known = self._texts[text] = text
-            self._bytes += len(text)
+            self._bytes += _ENTRY_BYTES + sys.getsizeof(text)
+        return known
+
+    def remember(self, said: bytes, attributes: AttributesJson) -> None:
+        """That *said*, bytes that are equal only where the same is said, means *attributes*."""
+        self.attributes[said] = self.text(attributes)
+        self._bytes += _ENTRY_BYTES + sys.getsizeof(said)
+
+    def series_of(self, *metric: str | bool | None) -> dict[AttributesJson, Series]:
+        """
+        The series of one metric by their attributes, for the decoder to complete.
+
+        Args:
+            metric: All that its series have in common. What is added must come from
+                :meth:`series`, and is good until the next :meth:`layout`.
+        """
+        known = self._metrics.get(metric)
+        if known is None:
+            texts = [self.text(one) if isinstance(one, str) else one for one in metric]
+            known = self._metrics[tuple(texts)] = {}
+            self._bytes += _METRIC_BYTES
         return known
 
     def series(self, series: Series) -> Series:
         """The same object for equal series."""
         known = self._series.get(series)
         if known is None:
-            if self._bytes > self._most_bytes:
-                self._forget()
             known = replace(
                 series,
                 resource=self.text(series.resource),
                 scope_name=self.text(series.scope_name),
                 scope=self.text(series.scope),
                 metric_name=self.text(series.metric_name),
+                unit=self.text(series.unit),
+                attributes=self.text(series.attributes),
+                run_id=None if series.run_id is None else self.text(series.run_id),
             )
             self._series[known] = known
-            self._bytes += _SERIES_BYTES + len(series.unit) + len(series.attributes)
+            self._bytes += _SERIES_BYTES
         return known
 
     def layout(self, series: list[Series]) -> SeriesLayout:
@@ -73,10 +101,14 @@ class LayoutCache:
                 self._bytes -= _PLACE_BYTES * len(oldest.series)
         else:
             self._layouts.move_to_end(key)
+        if self._bytes > self._most_bytes:
+            self._forget()
         return layout
 
     def _forget(self) -> None:
+        self.attributes.clear()
         self._texts.clear()
+        self._metrics.clear()
         self._series.clear()
         self._layouts.clear()
         self._bytes = 0

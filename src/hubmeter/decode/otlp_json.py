@@ -5,12 +5,15 @@ Reads what the specification writes (lowerCamelCase, 64-bit integers as strings 
 numbers, "NaN" and "Infinity" as strings) and what smoltrace stores (an envelope
 with ``run_id``; ``asInt`` and ``asDouble`` both there, either null). A broken
 record costs itself only, and is counted.
+
+A source sends the same series again and again, so what attributes mean and whose
+series they are is remembered; what is broken is not, as it counts each time.
 """
 
 from __future__ import annotations
 
 import json
-import re
+import marshal
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -24,7 +27,7 @@ from ..batch import (
 )
 from ..errors import DecodeError
 from .json_values import BadPoint, attributes_of, extra_of, name_of, nanos_of, value_of
-from .layouts import Columns, LayoutCache
+from .layouts import MOST_BYTES, Columns, LayoutCache
 
 _KINDS: Mapping[str, Kind] = {
     "gauge": "gauge",
@@ -38,6 +41,13 @@ _TEMPORALITIES: Mapping[Any, Temporality] = {
     2: "cumulative", "2": "cumulative", "AGGREGATION_TEMPORALITY_CUMULATIVE": "cumulative",
 }  # fmt: skip
 
+_SNAKE_CASE = {
+    "resourceMetrics": "resource_metrics",
+    "scopeMetrics": "scope_metrics",
+    "dataPoints": "data_points",
+}
+_LEAVES = frozenset({str, int, float, bool, type(None)})
+
 BAD_LINE = "a line is not JSON"
 NOT_A_REQUEST = "a record is not an OTLP metrics request (no resourceMetrics)"
 NOT_AN_OBJECT = "{} is null or not what OTLP says"
@@ -46,10 +56,15 @@ UNKNOWN_KIND = "a metric is of a kind that is not known"
 
 
 class JsonDecoder:
-    """Decodes requests of one source. Not thread safe."""
+    """
+    Decodes requests of one source. Not thread safe.
 
-    def __init__(self) -> None:
-        self._cache = LayoutCache()
+    Args:
+        most_bytes: About how much it may remember.
+    """
+
+    def __init__(self, most_bytes: int = MOST_BYTES) -> None:
+        self._cache = LayoutCache(most_bytes)
 
     def decode(self, request: Any) -> PointBatch:
         """
@@ -193,31 +208,40 @@ class _Walk:
             return
         common: dict[str, Any] = {
             **owner,
-            "metric_name": self._cache.text(name_of(metric.get("name"))),
+            "metric_name": name_of(metric.get("name")),
             "unit": name_of(metric.get("unit")),
             "kind": _KINDS[key],
             "temporality": _temporality(key, data),
             "is_monotonic": bool(data.get("isMonotonic")) if key == "sum" else None,
         }
+        known = self._cache.series_of(*common.values())
         for point in self._objects(data, "dataPoints"):
-            self._point(point, Series(**common, attributes=self._attributes(point)))
+            attributes = self._attributes(point)
+            series = known.get(attributes)
+            if series is None:
+                series = self._cache.series(Series(**common, attributes=attributes))
+                known[series.attributes] = series
+            self._point(point, series)
 
     def _point(self, point: Mapping[str, Any], series: Series) -> None:
         try:
             time = nanos_of(point.get("timeUnixNano"))
             start = nanos_of(point.get("startTimeUnixNano"))
             value = value_of(point, series.kind)
-            extra = extra_of(point)
+            extra = extra_of(point) if "flags" in point or "exemplars" in point else None
         except BadPoint as error:
             self._skipped[str(error)] += 1
         else:
-            self.columns.add(self._cache.series(series), time, start, value, extra)
+            self.columns.add(series, time, start, value, extra)
 
     def _objects(self, parent: Mapping[str, Any], key: str) -> Iterator[Mapping[str, Any]]:
-        """The objects in the list *key*; an absent list is an empty one."""
-        if key not in parent and (snake := re.sub("([A-Z])", r"_\1", key).lower()) in parent:
-            self._skipped[SNAKE_CASE.format(snake, key)] += 1
-        found = parent.get(key, [])
+        """The objects in the list *key*; an absent list, or null, is an empty one."""
+        found = parent.get(key)
+        if found is None:
+            snake = _SNAKE_CASE.get(key)
+            if snake is not None and snake in parent:
+                self._skipped[SNAKE_CASE.format(snake, key)] += 1
+            return
         if not isinstance(found, list):
             self._skipped[NOT_AN_OBJECT.format(key)] += 1
             return
@@ -235,9 +259,43 @@ class _Walk:
         return found if isinstance(found, Mapping) else {}
 
     def _attributes(self, owner: Mapping[str, Any]) -> AttributesJson:
-        if not owner.get("attributes"):
+        said = owner.get("attributes")
+        if not said:
             return "{}"
+        try:
+            # Version 2 has no references, so equal values are equal bytes; and 1 is not True.
+            key = marshal.dumps(said, 2)
+        except ValueError:  # not what JSON can say, or too deep
+            return self._read_attributes(owner)
+        known = self._cache.attributes.get(key)
+        if known is None:
+            skipped = self._skipped.total()
+            known = self._read_attributes(owner)
+            if self._skipped.total() == skipped and _is_json(said):
+                self._cache.remember(key, known)
+        return known
+
+    def _read_attributes(self, owner: Mapping[str, Any]) -> AttributesJson:
         return attributes_json(attributes_of(list(self._objects(owner, "attributes"))))
+
+
+def _is_json(value: Any) -> bool:
+    """
+    Nothing but what JSON can say.
+
+    Of other objects marshal sees the memory only: NumPy's 0.0 and 0 are the same to it.
+    """
+    found = [value]
+    for one in found:  # which grows meanwhile
+        kind = type(one)
+        if kind is dict:
+            found += one
+            found += one.values()
+        elif kind is list:
+            found += one
+        elif kind not in _LEAVES:
+            return False
+    return True
 
 
 def _temporality(key: str, data: Mapping[str, Any]) -> Temporality | None:
