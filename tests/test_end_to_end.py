@@ -141,7 +141,7 @@ def test_a_receiver_that_is_killed_loses_and_doubles_nothing(tmp_path: Path) -> 
         Sender(collector.url) as sender,
     ):
         with sender.sending():
-            for kill in range(10):
+            for kill in range(30):
                 before = hubmeter.journaled()
                 until(lambda: hubmeter.journaled() > before)  # noqa: B023
                 hubmeter.kill()

@@ -348,3 +348,25 @@ def test_threads_share_a_fleet(tmp_path: Path) -> None:
     assert fleet.close(Deadline.after(SOON_S))
     expected = sorted(1000 * n + value for n in range(4) for value in range(30))
     assert sorted(watts(contents(tmp_path / "data"))) == expected
+
+
+def test_a_named_run_goes_on_in_the_next_receiver(tmp_path: Path) -> None:
+    """
+    A receiver that is ended and started again counts on, and knows what it had kept.
+    """
+    first = fleet_in(tmp_path)
+    send = Feeder(first)
+    for second in (0, 10, 20):
+        send(power(100, second, run_id="named"), power(50, second, host_name="unnamed"))
+    assert first.close(Deadline.after(SOON_S))
+    following = fleet_in(tmp_path)
+    send = Feeder(following)
+    for second in (20, 30, 40):  # the answer to the first of these was lost
+        send(power(100, second, run_id="named"))
+    assert following.close(Deadline.after(SOON_S))
+
+    found = rows_of(contents(tmp_path / "data"))
+    rows = [row for row in found if row["run_id"] == "named"]
+    assert [row["gpu_power_watts"] for row in rows] == [100.0] * 5
+    assert sorted(row["energy_joules"] for row in rows) == [0, 1000, 2000, 3000, 4000]
+    assert len(list((tmp_path / "journal" / "resting").glob("*.json"))) == 1

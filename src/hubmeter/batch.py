@@ -101,6 +101,9 @@ class Extra:
 NO_RECORDED_VALUE = 1
 """OTLP DataPointFlags: the point says that it has no value."""
 
+NO_TIME = "a point has no timestamp"
+"""Why a point is in no table."""
+
 Value: TypeAlias = int | float | Distribution | None
 """A measured value; None where the sender says that none was recorded."""
 

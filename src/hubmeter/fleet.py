@@ -5,6 +5,7 @@ The runs of a receiver: each batch goes to its runs' journals, and what is silen
 from __future__ import annotations
 
 import logging
+import os
 import threading
 import time
 from collections import Counter, OrderedDict
@@ -21,6 +22,7 @@ from .journal import JOURNAL, Claim, says_end, sealed_path, segments
 from .ledger import Packed, pack
 from .owners import SILENT_S
 from .publisher import Publisher
+from .resting import take_resting, write_resting
 from .routing import Router, RunKey
 from .run import absolute, begin_run, working_folder
 from .run_log import Ended, Place, RunLog, left_by_receiver
@@ -110,6 +112,7 @@ class Fleet:
         self._look_again_s = time.monotonic() + LOOK_EVERY_S
         self._closed = False
         self._lock = threading.Lock()
+        self._wake_resting()
         self._take_over()
         self._count()
 
@@ -155,9 +158,12 @@ class Fleet:
             self._closed = True
             for key, run_log in list(self._open.items()):
                 with suppress(JournalError):
-                    self._end(key, is_final=True)
+                    self._end(key, is_final=key.run_id is None)
                 run_log.release()  # what could not be ended is for the next receiver
             self._open.clear()
+            named = (one.resting() for key, one in self._resting.items() if key.run_id)
+            write_resting(self._place.folder, f"{time.time_ns()}-{os.getpid()}", named)
+            self._resting.clear()
         return self._publisher.finish(deadline)
 
     def status(self) -> dict[str, Any]:
@@ -285,6 +291,13 @@ class Fleet:
             if run_log.size_bytes >= self._share_bytes:
                 with suppress(JournalError):
                     self._retire(run_log.cut())
+
+    def _wake_resting(self) -> None:
+        """Named runs that a receiver here has ended go on as they were, if they come back."""
+        place = self._place
+        for one in take_resting(place.folder):
+            if one.to == place.to and one.run.base == place.base:
+                self._resting[one.key] = RunLog.resumed(one, place)
 
     def _take_over(self, silent_s: float = 0.0) -> None:
         """

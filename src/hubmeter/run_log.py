@@ -19,6 +19,7 @@ from .journal import JOURNAL, Claim, Journal, Replay, peek, read_journal
 from .ledger import Packed
 from .records import TORN
 from .resends import DUPLICATE, MOST_BATCHES, Resends
+from .resting import Resting
 from .routing import RunKey
 from .run import Run, as_json, segment_name
 from .strict_journal import StrictJournal
@@ -188,6 +189,18 @@ class RunLog:
             self._journal = self._begun(self.part)
         note = {"empty_run_unix_nano": self.run.started_unix_nano, "final": is_final}
         return self._end(self._journal, note)
+
+    def resting(self) -> Resting:
+        """What the next receiver must know to go on with it, after :meth:`end`."""
+        return Resting(self.key, self.run, self.part, self._place.to, tuple(self._resends.digests))
+
+    @classmethod
+    def resumed(cls, resting: Resting, place: Place) -> RunLog:
+        """A run that another receiver ended."""
+        run_log = cls(resting.key, resting.run, place, part=resting.part)
+        with suppress(TypeError, ValueError):  # of another version
+            run_log._resends.restore(resting.digests)
+        return run_log
 
     def count_lost(self, lost: Mapping[str, int]) -> None:
         """Points that were received are not kept; the next part that ends accounts for them."""

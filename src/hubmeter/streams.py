@@ -15,7 +15,7 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from .batch import AttributesJson, Series
+from .batch import NO_TIME, AttributesJson, Series
 from .ledger import Block, Points
 from .openings import SumEnd
 
@@ -30,7 +30,6 @@ WIDEST_ALIGNMENT_NS = 1_000_000_000
 """Points of one request never join over more than this (DESIGN section 2)."""
 
 DUPLICATE = "the same point twice, the last one counts"
-NO_TIME = "a point has no timestamp"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

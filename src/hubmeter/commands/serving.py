@@ -7,6 +7,7 @@ import os
 import queue
 import signal
 import sys
+import tempfile
 import threading
 from collections.abc import Callable
 from contextlib import suppress
@@ -103,6 +104,7 @@ def serve(*, insecure: bool, **given: str | None) -> None:
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     doors = _doors(settings, is_insecure=insecure)
+    _check_journal(settings)
     asked = _signals()
 
     from ..fleet import Fleet
@@ -134,6 +136,18 @@ def _complain(settings: Settings) -> None:
         say(f"hubmeter: {problem}")
     if settings.disabled:
         raise Failure("HUBMETER_DISABLED is set, so nothing is received")
+
+
+def _check_journal(settings: Settings) -> None:
+    """A receiver that can keep nothing should not look as if it could."""
+    from ..run import absolute, working_folder
+
+    if not settings.journal_dir:
+        return  # the fleet says so
+    folder = absolute(settings.journal_dir, working_folder())
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    with tempfile.TemporaryFile(dir=folder):
+        pass
 
 
 def _doors(settings: Settings, *, is_insecure: bool) -> Doors:

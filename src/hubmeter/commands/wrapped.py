@@ -67,6 +67,7 @@ def run(
     and spans that it sends are recorded too: unless they are set, OTEL_EXPORTER_OTLP_ENDPOINT
     and its kin lead an OpenTelemetry SDK in any language to a port of this machine that takes
     OTLP by HTTP and gRPC. When CMD has ended, a table on stderr says what was recorded.
+    Processes that CMD leaves in the background are not waited for.
 
     If this command is killed, what was recorded is in the journal: hubmeter recover.
     """

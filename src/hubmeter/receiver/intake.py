@@ -7,7 +7,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Mapping
 
-from ..batch import PointBatch
+from ..batch import NO_TIME, PointBatch
 from ..decode.otlp_json import JsonDecoder
 from ..decode.otlp_proto import ProtoDecoder
 from ..decode.spans import SpanDecoder
@@ -64,7 +64,20 @@ class Intake:
             name = type(error).__name__
             self.problems.note(f"{name} while taking {signal}, senders come again", error=error)
             return not_now(f"{name} while taking {signal}", RETRY_AFTER_S)
-        return _taken(batch.skipped)
+        unusable = _unusable(batch)
+        answer = _taken(unusable)
+        if unusable:
+            self.problems.note(f"{signal} with parts that cannot be used", answer.message)
+        return answer
+
+
+def _unusable(batch: PointBatch) -> Mapping[str, int]:
+    """Reason to number of points that will be in no table."""
+    untimed = batch.times_unix_nano.count(0)
+    if not untimed:
+        return batch.skipped
+    points = untimed if len(batch.times_unix_nano) > 1 else len(batch.values)
+    return {**batch.skipped, NO_TIME: points}
 
 
 def _taken(skipped: Mapping[str, int]) -> Answer:
