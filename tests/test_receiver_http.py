@@ -545,15 +545,16 @@ def test_case_20_delta_and_cumulative_and_their_start_times(served: Served, kept
 
 
 def test_case_21_times_at_the_ends_of_the_world(served: Served, kept: Kept) -> None:
-    """0, missing, and far in the future are times; a negative one is not."""
+    """The far future is a time; without one a point makes no row, and the sender hears that."""
     far = 2**64 - 1
     points = [point(1.0, 0), point(2.0, far), {"asDouble": 3.0}, point(4.0, -1)]
     said = json.loads(
         served.post(json.dumps(request(gauge("g", "1", *points))).encode(), JSON).body
     )
-    assert said["partialSuccess"]["rejectedDataPoints"] == "1"
+    assert said["partialSuccess"]["rejectedDataPoints"] == "3"
+    assert "a point has no timestamp (2)" in said["partialSuccess"]["errorMessage"]
     [batch] = kept.batches
-    assert list(batch.times_unix_nano) == [0, far, 0]
+    assert list(batch.times_unix_nano) == [0, far, 0]  # counted with their run
     assert served.post(struct.pack("<B", 0)).status == 400
 
 
