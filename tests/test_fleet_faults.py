@@ -402,4 +402,4 @@ def test_a_publication_that_is_killed_keeps_the_totals(
         (f"r{n}", pytest.approx((100 + n) * second)) for n in range(4) for second in range(12)
     ]
     assert visible(tmp_path) == []
-    assert list(tmp_path.glob("journal/totals/*")) == []
+    assert len(list(tmp_path.glob("journal/totals/*"))) == 4  # named runs may come back

@@ -14,8 +14,8 @@ from importlib import import_module
 
 log = logging.getLogger(__name__)
 
-LONGEST_FORK_DELAY_S = 15.0
-"""A busy machine may take seconds; a child that cannot import any more would hang for ever."""
+LONGEST_FORK_DELAY_S = 3.0
+"""Others' hooks may hold what the imports wait for; then the fork has to go on."""
 
 FORK_HOOKS = ("filelock",)
 """They have hooks before and after a fork; imported inside one, the second misses the first."""
