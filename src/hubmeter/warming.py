@@ -14,11 +14,15 @@ from importlib import import_module
 
 log = logging.getLogger(__name__)
 
-LONGEST_FORK_DELAY_S = 3.0
-"""Others' hooks may hold what the imports wait for; then the fork has to go on."""
+LONGEST_FORK_DELAY_S = 15.0
+"""Then the fork goes on: what the imports wait for may be held by whoever forks."""
 
-FORK_HOOKS = ("filelock",)
-"""They have hooks before and after a fork; imported inside one, the second misses the first."""
+FORK_HOOKS = ("concurrent.futures.thread",)
+HUB_FORK_HOOKS = (*FORK_HOOKS, "filelock")
+"""
+They hold locks during a fork that imports want, so their hooks have to run after ours; hooks that
+were registered last run first. A fork amid their own import would run only their second hook.
+"""
 
 LOCAL = (
     "hubmeter.sealing",
@@ -29,30 +33,50 @@ LOCAL = (
 )
 HUB = (*LOCAL, "hubmeter.sinks.hub_dataset", "huggingface_hub.hf_api")
 
-_idle = threading.Event()
-_idle.set()
+
+class _Imports:
+    """Imports and forks take turns: a child forked amid an import could never import the same."""
+
+    def __init__(self) -> None:
+        self._knows_forks = False
+        self._reset()
+
+    def _reset(self) -> None:
+        self._turn = threading.Lock()
+        self._forks = 0  # the thread whose turn it is
+
+    def make(self, name: str) -> None:
+        with self._turn:
+            import_module(name)
+
+    def know_forks(self) -> None:
+        if not self._knows_forks and hasattr(os, "register_at_fork"):
+            self._knows_forks = True
+            os.register_at_fork(
+                before=self._before, after_in_parent=self._after, after_in_child=self._reset
+            )
+
+    def _before(self) -> None:
+        if self._turn.acquire(timeout=LONGEST_FORK_DELAY_S):
+            self._forks = threading.get_ident()
+
+    def _after(self) -> None:
+        if self._forks == threading.get_ident():
+            self._forks = 0
+            self._turn.release()
+
+
+_imports = _Imports()
 
 
 def warm(names: Sequence[str]) -> None:
     """Import modules. What cannot be imported now is complained of when it is needed."""
-    if any("huggingface" in name for name in names):
-        with suppress(ImportError):
-            for name in FORK_HOOKS:
-                import_module(name)
-    _idle.clear()
+    with suppress(ImportError):
+        for name in HUB_FORK_HOOKS if names is HUB else FORK_HOOKS:
+            import_module(name)
+    _imports.know_forks()
     try:
         for name in names:
-            import_module(name)
+            _imports.make(name)
     except ImportError as error:
         log.debug("hubmeter: not imported beforehand: %s", error)
-    finally:
-        _idle.set()
-
-
-def _wait() -> None:
-    """A child that is forked while we import could never import the same."""
-    _idle.wait(LONGEST_FORK_DELAY_S)
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(before=_wait, after_in_child=_idle.set)
