@@ -95,7 +95,7 @@ def test_each_setting_has_a_variable_of_its_own(monkeypatch: pytest.MonkeyPatch)
     loaded = load_settings()
     good["serve_token"] = loaded.serve_token
     assert loaded.serve_token is not None
-    assert loaded.serve_token.matches("a-token-of-the-receiver")
+    assert loaded.serve_token.reveal() == "a-token-of-the-receiver"
 
     assert {setting.name: getattr(loaded, setting.name) for setting in SETTINGS} == good
     assert loaded.problems == ()

@@ -4,8 +4,6 @@ Words for people. Names from outside are text, never commands for a terminal; se
 
 from __future__ import annotations
 
-import hmac
-
 HIDDEN = "(hidden)"
 
 
@@ -32,11 +30,6 @@ class Secret:
 
     def __reduce__(self) -> tuple[object, ...]:
         raise TypeError("a secret is not to be pickled")
-
-    def matches(self, text: str) -> bool:
-        """Whether *text* is it, in a time that does not tell how much of it is right."""
-        mine, given = (one.encode("utf-8", "surrogatepass") for one in (self._value, text))
-        return hmac.compare_digest(mine, given)
 
     def reveal(self) -> str:
         """The value, for the one who must send it."""

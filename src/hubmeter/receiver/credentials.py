@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hmac
 import ssl
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,11 +15,16 @@ if TYPE_CHECKING:
 
 
 def is_allowed(authorization: str, token: Secret | None) -> bool:
-    """Whether the value of an Authorization header names *token* (RFC 6750, 2.1)."""
+    """
+    Whether the value of an Authorization header names *token* (RFC 6750, 2.1).
+
+    The time it takes does not tell how much of it is right.
+    """
     if token is None:
         return True
     scheme, _, given = authorization.partition(" ")
-    return scheme.lower() == "bearer" and token.matches(given.strip())
+    ours, theirs = (one.encode("utf-8", "surrogatepass") for one in (token.reveal(), given.strip()))
+    return scheme.lower() == "bearer" and hmac.compare_digest(ours, theirs)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
