@@ -30,8 +30,8 @@ def finding(
     hub: LoopbackHub, folder: Path, to: str, **environment: str
 ) -> tuple[str, str, Mapping[str, Any]]:
     """State, text and the whole of the one finding about the destination; nothing is changed."""
-    home = {**hub.environment(folder / "home"), "HUBMETER_TO": to, **environment}
-    done = hubmeter("doctor", "--format", "json", folder=folder, **home)
+    home = {**hub.environment(folder / "home"), "HUBMETER_TO": "./unused", **environment}
+    done = hubmeter("doctor", "--to", to, "--format", "json", folder=folder, **home)
     found = json.loads(done.stdout)["findings"]
     [one] = [one for one in found if one["subject"] == "destination"]
     assert (done.returncode == 1) >= (one["state"] == "error")

@@ -18,6 +18,7 @@ from pathlib import Path
 import pytest
 
 from hubmeter import open_dataset
+from loopback_hub import LoopbackHub
 
 SERVE = [sys.executable, "-m", "hubmeter", "serve"]
 ANY_PORT = ["--http", "127.0.0.1:0", "--grpc", "127.0.0.1:0"]
@@ -155,6 +156,31 @@ def test_doors_that_must_not_be_opened(tmp_path: Path, arguments: list[str], rea
     A wrong flag is one line that says what to do, and nothing listens.
     """
     assert reason in refused(tmp_path, *arguments)
+
+
+def test_a_repository_that_cannot_take_runs_is_named_at_once(tmp_path: Path) -> None:
+    """
+    Not minutes later, after the first run; meanwhile points are taken.
+    """
+    with LoopbackHub() as hub:
+        variables = {**hub.environment(tmp_path / "home"), "HF_TOKEN": hub.read_token}
+        with serving(tmp_path, "--to", "me/runs", **variables) as (address, process):
+            assert process.stderr is not None
+            said = next(line for line in process.stderr if line.startswith("not ready"))
+            assert post(address) == 200
+    assert said.startswith("not ready to publish: hf://datasets/me/runs, as me: the token may only")
+    assert hub.read_token not in said
+
+
+def test_a_folder_that_cannot_take_runs_is_named_at_once(tmp_path: Path) -> None:
+    """
+    With what to do about it.
+    """
+    (tmp_path / "file").touch()
+    with serving(tmp_path, "--to", "./file/data") as (_, process):
+        assert process.stderr is not None
+        said = next(line for line in process.stderr if line.startswith("not ready"))
+    assert "file/data cannot be written; set HUBMETER_TO to a folder" in said
 
 
 def test_a_bad_token_does_not_open_the_doors(tmp_path: Path) -> None:

@@ -66,7 +66,7 @@ def examine(settings: Settings) -> Iterator[Finding]:
     """Look at this machine, one finding after the other."""
     yield from _software()
     yield from _gpus(settings)
-    yield from _destination(settings)
+    yield destination_finding(settings)
     yield from _journal(settings)
     yield _clock()
     yield from _settings(settings)
@@ -130,14 +130,15 @@ def _gpu(nvml: Nvml, device: GpuDevice, *, is_chosen: bool) -> Finding:
     return Finding(subject, "ok", text)
 
 
-def _destination(settings: Settings) -> Iterator[Finding]:
+def destination_finding(settings: Settings) -> Finding:
+    """Whether runs can be published to where they shall go."""
     destination = destination_of(fill_in_date(settings.to), settings.run_id or "run")
     match destination:
         case HubRepo():
-            yield _hub(destination, is_private=settings.private)
+            return _hub(destination, is_private=settings.private)
         case Folder(path):
             advice = "set HUBMETER_TO to a folder with room that you may write"
-            yield _writable("destination", path, advice)
+            return _writable("destination", path, advice)
 
 
 def _hub(repo: HubRepo, *, is_private: bool) -> Finding:

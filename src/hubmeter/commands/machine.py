@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from ..terminal import Failure, format_option, reporting_errors, say
+from ..terminal import Failure, checked, format_option, reporting_errors, say
 from ..text import printable
 
 if TYPE_CHECKING:
@@ -99,9 +99,11 @@ def _demo_folder(to: str) -> tuple[str, str]:
 
 
 @click.command()
+@click.option("--to", metavar="DEST", callback=checked,
+              help="Check this folder or user/repo.  [default: HUBMETER_TO]")  # fmt: skip
 @format_option
 @reporting_errors
-def doctor(form: str) -> None:
+def doctor(form: str, to: str | None) -> None:
     """
     Check this machine: packages, GPUs, destination, clock, settings and their origin.
 
@@ -111,7 +113,7 @@ def doctor(form: str) -> None:
     from ..settings import load_settings
 
     findings = []
-    for finding in examine(load_settings()):
+    for finding in examine(load_settings(to=to)):
         findings.append(finding)
         if form == "human":
             _print_finding(finding)

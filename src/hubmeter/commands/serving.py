@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import queue
 import signal
+import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -33,6 +36,8 @@ PUBLISH_S = 5.0
 """For publishing at the end. ``docker stop`` kills after 10 s; what is left is in the journal."""
 
 TICK_S = 1.0
+
+LONGEST_CHECK_S = 30.0
 
 Command: TypeAlias = Callable[..., None]
 
@@ -121,6 +126,7 @@ def serve(*, insecure: bool, **given: str | None) -> None:
         fleet.close(Deadline.after(0))
         raise
     _introduce(receiver, doors, settings, fleet)
+    _check_destination(settings)
     number = _tick_until(asked, fleet)
     say("no new requests; what was taken is being published")
     receiver.stop(Deadline.after(DRAIN_S))
@@ -148,6 +154,36 @@ def _check_journal(settings: Settings) -> None:
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     with tempfile.TemporaryFile(dir=folder):
         pass
+
+
+def _check_destination(settings: Settings) -> None:
+    """Say in the beginning what publishing would say minutes after the first run."""
+    from ..destinations import HubRepo, destination_of
+    from ..doctor import destination_finding
+
+    if isinstance(destination_of(settings.to), HubRepo):
+        threading.Thread(target=_check_hub, args=(settings.to,), daemon=True).start()
+    else:
+        _warn(asdict(destination_finding(settings)))
+
+
+def _check_hub(to: str) -> None:
+    """In a process of its own, as the Hub's client takes 76 MB."""
+    from ..detached import command_of, environment
+
+    command = command_of(["doctor", "--to", to, "--format", "json"])
+    with suppress(OSError, subprocess.SubprocessError, ValueError):
+        asked = subprocess.run(  # noqa: S603 - our own program
+            command, stdin=subprocess.DEVNULL, capture_output=True, check=False,
+            env=environment(), start_new_session=True, timeout=LONGEST_CHECK_S,
+        )  # fmt: skip
+        for finding in json.loads(asked.stdout)["findings"]:
+            _warn(finding)
+
+
+def _warn(finding: Mapping[str, str]) -> None:
+    if (finding["subject"], finding["state"]) == ("destination", "error"):
+        say(f"not ready to publish: {finding['text']}; {finding['advice']}")
 
 
 def _doors(settings: Settings, *, is_insecure: bool) -> Doors:
