@@ -1,8 +1,7 @@
 """What an import of hubmeter costs the program that does it."""
 
-import subprocess
 import sys
-from statistics import median
+from pathlib import Path
 
 from observed import run, undisturbed  # noqa: F401
 
@@ -55,21 +54,23 @@ print([name for name in {HEAVY} if name in seen])
     assert run([sys.executable, "-c", code]).stdout == "[]\n"
 
 
-def test_importing_costs_little_beyond_the_sdk() -> None:
-    """The budget is 30 ms; this allows for a machine that is busy."""
-    assert _seconds("import hubmeter") <= 0.03
-    assert _seconds("from hubmeter import HubMetricExporter") <= 0.15
+def test_importing_costs_little_beyond_the_sdk(tmp_path: Path) -> None:
+    """The budget is 30 ms of a machine at rest; this allows for caches that others use too."""
+    assert _cpu_seconds("import hubmeter", tmp_path) <= 0.03
+    assert _cpu_seconds("from hubmeter import HubMetricExporter", tmp_path) <= 0.1
 
 
-def _seconds(statement: str) -> float:
+def _cpu_seconds(statement: str, folder: Path) -> float:
+    """The least of some, with compiled modules, as installed."""
     code = f"""
 import opentelemetry.sdk.metrics.export, opentelemetry.sdk.resources, time
-start = time.perf_counter()
+start = time.process_time()
 {statement}
-print(time.perf_counter() - start)
+print(time.process_time() - start)
 """
-    command = [sys.executable, "-c", code]
-    return median(float(subprocess.check_output(command)) for _ in range(3))
+    compiled = {"PYTHONDONTWRITEBYTECODE": "", "PYTHONPYCACHEPREFIX": str(folder)}
+    tried = [run([sys.executable, "-c", code], **compiled) for _ in range(5)]
+    return min(float(one.stdout) for one in tried)
 
 
 def test_every_public_name_can_be_imported() -> None:

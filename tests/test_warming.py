@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import textwrap
 from pathlib import Path
+
+import pytest
+
+from loopback_hub import LoopbackHub
+from observed import shards, undisturbed  # noqa: F401
 
 BEGIN = """
 import os, signal, sys, threading, time
@@ -80,15 +86,47 @@ def test_a_fork_does_not_wait_forever(tmp_path: Path) -> None:
     assert _said(code, tmp_path).split() == ["0", "0"]
 
 
+WATCH = """
+class Watch:
+    def find_spec(self, name, path=None, target=None):
+        is_ours = threading.current_thread().name.startswith("hubmeter")
+        if is_ours and not warming._imports._turn.locked():
+            print(name)
+
+sys.meta_path.insert(0, Watch())
+
+from hubmeter import HubMetricExporter
+from opentelemetry.sdk.metrics import MeterProvider
+from opentelemetry.sdk.metrics.export import PeriodicExportingMetricReader
+
+provider = MeterProvider([PeriodicExportingMetricReader(HubMetricExporter())])
+provider.get_meter("t").create_gauge("gen_ai.gpu.power", "W").set(7)
+provider.force_flush()
+provider.shutdown()
+"""
+
+
+@pytest.mark.parametrize("to", ["./data", "me/data"])
+def test_all_that_we_import_beside_a_program_takes_turns(to: str, tmp_path: Path) -> None:
+    """What did not would make a child hang that was forked meanwhile. Codecs are let off."""
+    with LoopbackHub() as hub:
+        environment = {**hub.environment(tmp_path / "home"), "HUBMETER_TO": to}
+        imported = set(_said(WATCH, tmp_path, **environment).split())
+        assert [bool(hub.repo(to)), len(shards(tmp_path / to))] == [to == "me/data", to == "./data"]
+    others = {name for name in imported if not name.startswith(("encodings.", "filelock"))}
+    assert others <= {"concurrent.futures.thread"}
+
+
 def test_what_cannot_be_imported_is_complained_of_when_it_is_needed(tmp_path: Path) -> None:
     assert _said("warming.warm(('no_such_module',)); print('fine')", tmp_path) == "fine"
 
 
-def _said(code: str, folder: Path) -> str:
+def _said(code: str, folder: Path, **environment: str) -> str:
     warnings = ("-W", "error", "-W", "ignore::DeprecationWarning")
     ended = subprocess.run(
         [sys.executable, *warnings, "-c", BEGIN + textwrap.dedent(code)],
         cwd=folder,
+        env={**os.environ, **environment},
         capture_output=True,
         text=True,
         timeout=60,

@@ -8,20 +8,21 @@ from __future__ import annotations
 import logging
 import os
 import threading
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Sequence
 from importlib import import_module
+from itertools import chain
 
 log = logging.getLogger(__name__)
 
 LONGEST_FORK_DELAY_S = 15.0
 """Then the fork goes on: what the imports wait for may be held by whoever forks."""
 
-FORK_HOOKS = ("concurrent.futures.thread",)
-HUB_FORK_HOOKS = (*FORK_HOOKS, "filelock")
+FORK_HOOKS = {"concurrent.futures.thread": ("concurrent.futures._base",)}
+HUB_FORK_HOOKS = {**FORK_HOOKS, "filelock": ("asyncio", "secrets", "sqlite3", "tempfile")}
 """
 They hold locks during a fork that imports want, so their hooks have to run after ours; hooks that
-were registered last run first. A fork amid their own import would run only their second hook.
+were registered last run first. A fork amid their own import would run only their second hook, so
+they import nothing then: it was imported before.
 """
 
 LOCAL = (
@@ -30,15 +31,29 @@ LOCAL = (
     "hubmeter.shard",
     "hubmeter.sealed",
     "hubmeter.card",
+    "hubmeter.receipts",
+    "hubmeter.sinks.parquet_dir",
+    "email.parser",
+    "importlib.metadata",
+    "numpy.ma",
+    "yaml",
 )
-HUB = (*LOCAL, "hubmeter.sinks.hub_dataset", "huggingface_hub.hf_api")
+HUB = (
+    *LOCAL,
+    "hubmeter.sinks.hub_dataset",
+    "huggingface_hub.hf_api",
+    "huggingface_hub._commit_api",
+    "encodings.idna",
+    "_strptime",
+)
+"""What publishing imports, also what libraries import when they are first used."""
 
 
 class _Imports:
     """Imports and forks take turns: a child forked amid an import could never import the same."""
 
     def __init__(self) -> None:
-        self._knows_forks = False
+        self._known: set[Sequence[str]] = set()
         self._reset()
 
     def _reset(self) -> None:
@@ -49,16 +64,18 @@ class _Imports:
         with self._turn:
             import_module(name)
 
-    def know_forks(self) -> None:
-        if not self._knows_forks and hasattr(os, "register_at_fork"):
-            self._knows_forks = True
+    def know_forks(self, others: Sequence[str] = ()) -> None:
+        """From now on forks wait for their turn, before the hooks of *others* do anything."""
+        if others not in self._known and hasattr(os, "register_at_fork"):
+            self._known.add(others)
             os.register_at_fork(
                 before=self._before, after_in_parent=self._after, after_in_child=self._reset
             )
 
     def _before(self) -> None:
-        if self._turn.acquire(timeout=LONGEST_FORK_DELAY_S):
-            self._forks = threading.get_ident()
+        me = threading.get_ident()
+        if self._forks != me and self._turn.acquire(timeout=LONGEST_FORK_DELAY_S):
+            self._forks = me
 
     def _after(self) -> None:
         if self._forks == threading.get_ident():
@@ -71,12 +88,17 @@ _imports = _Imports()
 
 def warm(names: Sequence[str]) -> None:
     """Import modules. What cannot be imported now is complained of when it is needed."""
-    with suppress(ImportError):
-        for name in HUB_FORK_HOOKS if names is HUB else FORK_HOOKS:
-            import_module(name)
     _imports.know_forks()
-    try:
-        for name in names:
-            _imports.make(name)
-    except ImportError as error:
-        log.debug("hubmeter: not imported beforehand: %s", error)
+    hooks = HUB_FORK_HOOKS if names is HUB else FORK_HOOKS
+    _each(_imports.make, chain.from_iterable(hooks.values()))
+    _each(import_module, hooks)
+    _imports.know_forks(tuple(hooks))
+    _each(_imports.make, names)
+
+
+def _each(imports: Callable[[str], object], names: Iterable[str]) -> None:
+    for name in names:
+        try:
+            imports(name)
+        except ImportError as error:
+            log.debug("hubmeter: not imported beforehand: %s", error)

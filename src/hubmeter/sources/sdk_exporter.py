@@ -34,6 +34,7 @@ from ..endings import publish_on_signals
 from ..errors import JournalError, PublishError
 from ..pipeline import Pipeline
 from ..settings import default_journal_dir, load_settings
+from ..warming import warm
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -296,6 +297,7 @@ def _open_pipeline(to: str | None, settings: dict[str, Any]) -> Pipeline | None:
 
 
 def _say_what_waits(journal_dir: Path) -> None:
+    warm(("hubmeter.waiting",))
     from ..waiting import waiting_text
 
     if text := waiting_text(journal_dir):
