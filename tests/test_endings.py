@@ -199,7 +199,7 @@ def test_a_hub_that_never_answers_costs_no_more_than_was_granted(
     assert ended.returncode == 0, ended.stderr
     assert lasted_s < 20
     [line] = ended.stderr.splitlines()
-    assert line.startswith("hubmeter: the run is not published yet. Nothing is lost")
+    assert line.startswith("hubmeter: the run is not published yet. It is tried again when")
     assert _eventually(lambda: _watts(hub) == [7, 8])
     assert len(hub.repo("me/run-metrics").commits) == 1
 

@@ -312,7 +312,7 @@ def test_a_journal_that_is_gone_is_not_promised(what: str, tmp_path: Path) -> No
     assert "Traceback" not in done.stderr
     assert "Not a directory" in done.stderr
     assert "the run is in the journal" not in done.stderr
-    assert "in memory only" in done.stderr.splitlines()[-1]
+    assert "the rows are lost when this process ends" in done.stderr.splitlines()[-1]
 
 
 def test_the_limits_of_this_process_are_as_they_were() -> None:

@@ -527,6 +527,17 @@ def test_a_hub_that_is_slow_is_left_to_a_process(tmp_path: Path) -> None:
         assert hub.errors == []
 
 
+@with_gpus
+def test_without_time_to_publish_the_last_sample_is_kept(tmp_path: Path) -> None:
+    """A process publishes it later, with the GPUs of a command that took no time."""
+    ended = run(*sh("true"), before=("--timeout", "0"))
+
+    assert ended.returncode == 0
+    assert "is missing" not in ended.stderr.decode()
+    _eventually(lambda: shards(tmp_path / "hubmeter-data"))
+    assert set(column(tmp_path / "hubmeter-data", "gpu_id")) == {"0", "1"}
+
+
 def _in_a_terminal(command: list[str], typed: bytes) -> tuple[int, str]:
     """Run *command* in a terminal of its own, type when it is ready; its exit code and output."""
     ours, theirs = pty.openpty()

@@ -113,6 +113,20 @@ def test_told_to_end_it_publishes_what_it_took(tmp_path: Path, number: int, code
     assert open_dataset(tmp_path / "hubmeter-data")["run_id"].to_pylist() == ["served"]
 
 
+def test_a_signal_that_comes_twice_is_one(tmp_path: Path) -> None:
+    """
+    `timeout` and systemd signal the process and its group; publishing goes on.
+    """
+    with serving(tmp_path) as (address, process):
+        assert post(address) == 200
+        process.send_signal(signal.SIGTERM)
+        process.send_signal(signal.SIGHUP)
+        _, said = process.communicate(timeout=60)
+
+    assert process.returncode == 0
+    assert "published 1 row to" in said
+
+
 def test_a_silent_run_is_published_while_it_receives(tmp_path: Path) -> None:
     """
     Nobody has to end the receiver to see a run.
@@ -181,6 +195,28 @@ def test_a_folder_that_cannot_take_runs_is_named_at_once(tmp_path: Path) -> None
         assert process.stderr is not None
         said = next(line for line in process.stderr if line.startswith("not ready"))
     assert "file/data cannot be written; set HUBMETER_TO to a folder" in said
+
+
+def test_files_that_are_no_certificates_are_named(tmp_path: Path) -> None:
+    """
+    And what was expected instead.
+    """
+    (tmp_path / "cert.pem").write_text("no certificate")
+    (tmp_path / "key.pem").write_text("no key")
+    said = refused(tmp_path, *ANY_PORT, "--tls-cert", "cert.pem", "--tls-key", "key.pem")
+
+    assert said.startswith("hubmeter: cert.pem, key.pem: ")
+    assert "expected PEM files" in said
+
+
+def test_a_journal_that_cannot_be_is_refused(tmp_path: Path) -> None:
+    """
+    With the setting to change.
+    """
+    (tmp_path / "file").touch()
+    said = refused(tmp_path, *ANY_PORT, HUBMETER_JOURNAL_DIR="./file")
+
+    assert "file: File exists; set HUBMETER_JOURNAL_DIR" in said
 
 
 def test_a_bad_token_does_not_open_the_doors(tmp_path: Path) -> None:

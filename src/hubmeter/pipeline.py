@@ -201,8 +201,6 @@ class Pipeline:
         """
         The process is about to end: what is not published is left to a process of its own.
 
-        Not if the destination refused, as it would refuse again.
-
         Returns:
             Whether something is left.
         """
@@ -210,11 +208,15 @@ class Pipeline:
 
         with self._lock:
             is_left = bool(self._ended) or not self._segment.is_empty
-        if is_left and self.journal_dir and not isinstance(self.failure, PublishRejected):
+        if is_left and self.can_be_left():
             start_detached(
                 ["recover", str(self.journal_dir), "--process", self.run.process_id, "--wait"]
             )
         return is_left
+
+    def can_be_left(self) -> bool:
+        """Whether a process could go on. Not if the destination refused: it would again."""
+        return self.journal_dir is not None and not isinstance(self.failure, PublishRejected)
 
     def is_journaled(self) -> bool:
         """Whether everything that is not published is on disk."""

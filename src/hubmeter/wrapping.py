@@ -36,6 +36,9 @@ LOOPBACK = "127.0.0.1"
 DRAIN_S = 1.0
 """For requests in flight, of processes that the command left behind."""
 
+LEAST_COLLECTION_S = 2.0
+"""For the last collection, even if there is no time to publish it."""
+
 ENDPOINTS = ("OTEL_EXPORTER_OTLP_METRICS_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT")
 """Where an SDK sends metrics, the first that is set."""
 
@@ -131,7 +134,8 @@ class Recording:
         service = Path(command[0]).name
         _attempt("no GPU metrics", partial(self._meter_gpus, service, interval_s))
         if endpoint := next(filter(None, map(environment.get, ENDPOINTS)), None):
-            say(f"hubmeter: metrics of {service} go to {endpoint}: only GPUs are recorded")
+            what = "nothing is" if settings.gpus == "none" else "only GPUs are"
+            say(f"hubmeter: metrics of {service} go to {endpoint}: {what} recorded")
         else:
             _attempt(f"metrics of {service} are not recorded", self._receive)
         self.environment = environment_of_child(
@@ -155,8 +159,7 @@ class Recording:
         if self._gpus is not None:
             _attempt("the last GPU sample is missing", self._gpus.stop)
         if self._provider is not None:
-            shutdown = partial(self._provider.shutdown, deadline.remaining_s() * 1e3)
-            _attempt("the last collection is missing", shutdown)
+            _attempt("the last collection is missing", partial(_end, self._provider, deadline))
         if self.pipeline.failure is None:  # and if it is done, this does nothing
             self._exporter.shutdown(timeout_millis=deadline.remaining_s() * 1e3)
         return not self.pipeline.unpublished()
@@ -200,6 +203,14 @@ class Recording:
         )
         receiver.start()
         self._receiver = receiver
+
+
+def _end(provider: MeterProvider, deadline: Deadline) -> None:
+    """Collect last, and publish if there is time for that: a shutdown without time does neither."""
+    if deadline.remaining_s() < LEAST_COLLECTION_S:
+        provider.force_flush(LEAST_COLLECTION_S * 1e3)
+    else:
+        provider.shutdown(deadline.remaining_s() * 1e3)
 
 
 def _attempt(failure: str, work: Callable[[], object]) -> None:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import os
 import queue
 import signal
+import ssl
 import subprocess
 import sys
 import tempfile
@@ -36,6 +38,9 @@ PUBLISH_S = 5.0
 """For publishing at the end. ``docker stop`` kills after 10 s; what is left is in the journal."""
 
 TICK_S = 1.0
+
+SAME_SIGNAL_S = 1.0
+"""A signal that comes so soon after the first is the same one."""
 
 LONGEST_CHECK_S = 30.0
 
@@ -151,9 +156,13 @@ def _check_journal(settings: Settings) -> None:
     if not settings.journal_dir:
         return  # the fleet says so
     folder = absolute(settings.journal_dir, working_folder())
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    with tempfile.TemporaryFile(dir=folder):
-        pass
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        advice = "set HUBMETER_JOURNAL_DIR to a folder with room that you may write"
+        raise Failure(f"no journal in {folder}: {error.strerror}; {advice}") from error
 
 
 def _check_destination(settings: Settings) -> None:
@@ -212,22 +221,35 @@ def _tls(settings: Settings) -> Any:
         Path(path).read_bytes()  # the error says which; that of ssl does not
     from ..receiver.credentials import Tls
 
-    return Tls(
+    tls = Tls(
         certificate=Path(cert), key=Path(key), client_ca=Path(client_ca) if client_ca else None
     )
+    try:
+        tls.http()
+    except ssl.SSLError as error:
+        names = ", ".join(filter(None, (cert, key, client_ca)))
+        advice = "expected PEM files, a certificate and the key that belongs to it"
+        raise Failure(f"{names}: {error.reason}; {advice}") from error
+    return tls
 
 
 def _signals() -> queue.SimpleQueue[int]:
-    """Signals that ask for the end. Who sends a second one insists."""
+    """
+    Signals that ask for the end. Who sends a second one insists.
+
+    Not at once: `timeout`, systemd and `hubmeter run` signal a process and then its group.
+    """
     asked: queue.SimpleQueue[int] = queue.SimpleQueue()
+    insisting = Deadline.after(math.inf)
 
     def ask(number: int, _: Any) -> None:
-        if not asked.empty() or is_asked.is_set():
+        nonlocal insisting
+        if insisting.is_over():
             os._exit(128 + number)
-        is_asked.set()
-        asked.put(number)
+        if math.isinf(insisting.at_s):
+            insisting = Deadline.after(SAME_SIGNAL_S)
+            asked.put(number)
 
-    is_asked = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, ask)
     return asked
@@ -247,9 +269,18 @@ def _introduce(receiver: Receiver, doors: Doors, settings: Settings, fleet: Flee
     for name, address in (("HTTP", receiver.http_address), ("gRPC", receiver.grpc_address)):
         if address is not None:
             say(f"OTLP/{name} on {scheme}://{address}")
-    say(f"runs go to {settings.to}, {settings.serve_silence_s:g} s after their last request; {who}")
+    when = f"{settings.serve_silence_s:g} s after their last request"
+    say(f"runs go to {_place(settings.to)}, {when}; {who}")
     if resumed := fleet.status()["runs_open"]:
         say(f"{counted(resumed, 'run')} of a receiver that was killed go on")
+
+
+def _place(to: str) -> str:
+    """The folder or the repository that a person meant, or did not mean."""
+    from ..destinations import destination_of
+    from ..run import working_folder
+
+    return str(destination_of(to, "{run_id}", working_folder()))
 
 
 def _conclude(fleet: Fleet) -> None:

@@ -43,7 +43,8 @@ Examples:
 @click.option("--to", metavar="DEST", callback=checked,
               help="Folder or user/repo.  [default: HUBMETER_TO]")  # fmt: skip
 @click.option("--run-id", metavar="ID", callback=checked,
-              help="Name of the run.  [default: HUBMETER_RUN_ID, or a new UUID]")  # fmt: skip
+              help="Name of the run, unless OTEL_RESOURCE_ATTRIBUTES has a run.id.  "
+                   "[default: HUBMETER_RUN_ID, or a new UUID]")  # fmt: skip
 @click.option("--gpus", metavar="WHICH", callback=checked,
               help="visible, all, none, 0,2 or UUIDs.  [default: HUBMETER_GPUS]")  # fmt: skip
 @click.option("--interval", "interval_s", default=1.0, show_default=True, metavar="SECONDS",

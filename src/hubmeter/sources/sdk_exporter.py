@@ -307,12 +307,13 @@ def _say_what_waits(journal_dir: Path) -> None:
 def _what_next(pipeline: Pipeline) -> str:
     """How what was not published gets published."""
     if pipeline.journal_dir is None or not pipeline.is_journaled():
-        return "The rows are in memory only (exporter.table())"
+        return "There is no journal: the rows are lost when this process ends (exporter.table())"
     command = _recover_command(pipeline.journal_dir)
     to = pipeline.run.to
     is_name = isinstance(destination_of(to, base=pipeline.run.base), HubRepo) and "://" not in to
     hint = f"; a folder would be ./{to}" if is_name else ""
-    return f"Nothing is lost, the run is in the journal: {command}{hint}"
+    again = "It is tried again when this process has ended. " if pipeline.can_be_left() else ""
+    return f"{again}Nothing is lost, the run is in the journal: {command}{hint}"
 
 
 def _recover_command(journal_dir: Path) -> str:
