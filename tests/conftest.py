@@ -1,8 +1,16 @@
+import signal
 from pathlib import Path
 
 import pytest
 
 from standin.fixtures import *  # noqa: F403
+
+# What a shell runs in the background, or `nohup` does, ignores these, and so would all programs
+# that the tests start.
+for _number in (signal.SIGINT, signal.SIGQUIT, signal.SIGHUP):
+    if signal.getsignal(_number) is signal.SIG_IGN:
+        is_python_s = _number == signal.SIGINT
+        signal.signal(_number, signal.default_int_handler if is_python_s else signal.SIG_DFL)
 
 
 @pytest.fixture(autouse=True)

@@ -175,6 +175,35 @@ def test_totals_go_on_over_parts_whoever_published_them(tmp_path: Path) -> None:
     assert len(contents(tmp_path / "data")) == 4
 
 
+def test_parts_that_come_after_the_list_was_made_go_on_from_its_totals(tmp_path: Path) -> None:
+    """Their process lived when the journals were listed, and was dead when they were claimed."""
+    kill(
+        """
+        whole = feed(begin("./whole", "r"), *range(100, 105)); whole.close(soon())
+        run = feed(begin("./data", "r"), 100, 101, 102); cut(run)
+        run._cut(run._wall_clock_ns())  # a shutdown that knew of no rows
+        feed(run, 103, 104, first=3)
+        """,
+        tmp_path,
+    )
+    folder, aside = tmp_path / "journal", tmp_path / "aside"
+    late = [path for path in journals(tmp_path) if path.stem[-1] in "12"]
+    aside.mkdir()
+    for path in late:
+        path.rename(aside / path.name)
+
+    def bring_back(_progress: str) -> None:
+        for path in aside.iterdir():
+            path.rename(folder / path.name)
+
+    assert len(recover(folder, say=bring_back).published) == 1
+    assert recovered(tmp_path) == ["r"]
+    whole, parts = (rows(contents(tmp_path / place)) for place in ("whole", "data"))
+    assert len(late) == 2
+    assert parts == whole
+    assert list(folder.glob("totals/*")) == []
+
+
 @pytest.mark.parametrize("moments", [(0.0, 0.3), (0.4, 0.5), (0.8, 1.1)])
 def test_a_recovery_that_is_killed_is_completed_by_the_next(
     moments: tuple[float, ...], hub: LoopbackHub, home: dict[str, str], tmp_path: Path

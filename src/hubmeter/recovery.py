@@ -11,7 +11,7 @@ import logging
 import os
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field, replace
 from glob import escape
@@ -246,7 +246,7 @@ class _Reader:
         """Where the run stood: as read just now, or as noted when a part was published."""
         process_id = process_of(path)
         read = self._totals.get(process_id or path.stem)
-        noted = read_totals(path.parent, process_id, part) if run.is_received else None
+        noted = read_totals(path.parent, run.process_id, part)
         return max(filter(None, (read, noted)), key=lambda one: one.part, default=None)
 
 
@@ -306,8 +306,10 @@ class _Publisher:
         if filled and not self._has_taken(filled):
             self._result.kept += filled
             return
-        latest = {one.run.process_id: one for one in commit if one.run.is_received}
-        unnoted = [one for one in latest.values() if not _has_noted(one)]
+        latest = {one.run.process_id: one for one in commit}
+        last = {process_of(path): path for path in segments(commit[0].path.parent)}
+        goes_on = [one for one in latest.values() if not _is_over(one, last)]
+        unnoted = [one for one in goes_on if not _has_noted(one)]
         # The last part first: if we are killed now, those that stay have their totals.
         for one in reversed(commit):
             try:
@@ -321,7 +323,7 @@ class _Publisher:
                     "hubmeter: run %s: the sums of its next part begin at 0", one.run.run_id
                 )
         for one in latest.values():
-            if one.is_final:
+            if one not in goes_on:
                 forget_totals(one.path.parent, one.run.process_id)
         self._result.published += commit
 
@@ -349,9 +351,21 @@ def _loaded(one: Found) -> Shard:
     return one.shard if one.shard.files else read_sealed(sealed_path(one.path))[0]
 
 
+def _is_over(one: Found, last: Mapping[str, Path]) -> bool:
+    """
+    Whether no part of the run follows; *last* has the last journal of each process.
+
+    A receiver says so. The journals of another process are all there once they can be claimed,
+    but some may have come after this recovery made its list.
+    """
+    if one.run.is_received:
+        return one.is_final
+    return last.get(one.run.process_id, one.path) <= one.path
+
+
 def _has_noted(one: Found) -> bool:
-    """Whether the next part of the run, if there may be one, will find the totals of this one."""
-    if one.is_final or (one.totals.closing == START and not one.totals.has_rows):
+    """Whether the next part of the run will find the totals of this one."""
+    if one.totals.closing == START and not one.totals.has_rows:
         return True
     try:
         write_totals(one.path.parent, one.run.process_id, one.totals)

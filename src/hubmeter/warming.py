@@ -18,7 +18,10 @@ LONGEST_FORK_DELAY_S = 15.0
 """Then the fork goes on: what the imports wait for may be held by whoever forks."""
 
 FORK_HOOKS = {"concurrent.futures.thread": ("concurrent.futures._base",)}
-HUB_FORK_HOOKS = {**FORK_HOOKS, "filelock": ("asyncio", "secrets", "sqlite3", "tempfile")}
+HUB_FORK_HOOKS = {
+    **FORK_HOOKS,
+    "filelock": ("asyncio", "decimal", "secrets", "sqlite3", "tempfile"),
+}
 """
 They hold locks during a fork that imports want, so their hooks have to run after ours; hooks that
 were registered last run first. A fork amid their own import would run only their second hook, so
