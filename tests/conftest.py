@@ -1,4 +1,5 @@
 import signal
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,14 @@ for _number in (signal.SIGINT, signal.SIGQUIT, signal.SIGHUP):
     if signal.getsignal(_number) is signal.SIG_IGN:
         is_python_s = _number == signal.SIGINT
         signal.signal(_number, signal.default_int_handler if is_python_s else signal.SIG_DFL)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _no_journal_of_the_machine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Fixtures of modules begin before those of tests."""
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.setenv("HF_HOME", str(tmp_path_factory.mktemp("hf")))
+        yield
 
 
 @pytest.fixture(autouse=True)

@@ -37,7 +37,7 @@ OpenTelemetry metrics.
 from datasets import load_dataset
 
 rows = load_dataset("{name}", split="train")              # one row per instant and GPU
-points = load_dataset("{name}", "points", split="train")  # all other data points, complete
+points = load_dataset("{name}", "points", split="train")  # all other data points, if there are any
 ```
 
 ```sql

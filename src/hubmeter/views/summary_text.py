@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
-from ..text import printable
+from ..text import counted, printable
 from .summary import GpuSummary, Summary, Totals, by_run
 
 BARS = "▁▂▃▄▅▆▇█"
@@ -92,9 +92,9 @@ def _table(titles: Sequence[str], rows: Sequence[Sequence[str]], left: set[int])
 
 
 def _totals_text(totals: Totals) -> str:
-    gpus = f"{totals.gpus} GPU{'s' if totals.gpus != 1 else ''}"
+    sizes = (counted(totals.gpus, "GPU"), counted(totals.rows, "row"))
     amounts = (_energy(totals.energy_joules), _grams(totals.co2_gco2e), _dollars(totals.cost_usd))
-    return f"{gpus}, {totals.rows} rows, " + ", ".join(amounts)
+    return ", ".join(sizes + amounts)
 
 
 def _span(gpus: Sequence[GpuSummary]) -> str:
