@@ -307,7 +307,7 @@ _last_starts: tuple[tuple[int, ...], array[int]] = ((), array("Q"))
 def _starts(starts: tuple[int, ...]) -> array[int]:
     global _last_starts  # noqa: PLW0603 - a memory of one; comparing is cheaper than hashing
     last = _last_starts
-    if last[0] != starts:
+    if last[0] is not starts and last[0] != starts:
         last = _last_starts = (starts, array("Q", starts))
     return last[1]
 

@@ -265,11 +265,12 @@ def _unpacked(payload: memoryview) -> bytes:
 
 def _batch_payload(packed: Packed, known: _Known) -> bytes:
     _, times, values, starts, kinds, special, extras, skipped = packed
-    if starts == known.starts and kinds == known.kinds and not (special or extras or skipped):
+    is_usual = starts is known.starts or starts == known.starts
+    if is_usual and kinds == known.kinds and not (special or extras or skipped):
         head = _BATCH.pack(known.number, len(values), len(times), 0)
         return b"".join((head, _bytes(times), _bytes(values)))
     flags, rest = 0, b""
-    if starts is not known.starts and starts != known.starts:
+    if not is_usual:
         flags, rest = _HAS_STARTS, _COUNT.pack(len(starts)) + _bytes(starts)
     if kinds != known.kinds:
         flags, rest = flags | _HAS_KINDS, rest + kinds

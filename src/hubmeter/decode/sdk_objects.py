@@ -11,7 +11,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from functools import lru_cache
-from itertools import chain
 from operator import is_
 from typing import Any, NamedTuple
 
@@ -86,16 +85,8 @@ class SdkDecoder:
         Args:
             data: What ``MetricExporter.export`` gets.
         """
-        metrics = [
-            (resource_metrics.resource, scope_metrics.scope, metric, metric.data)
-            for resource_metrics in data.resource_metrics
-            for scope_metrics in resource_metrics.scope_metrics
-            for metric in scope_metrics.metrics
-        ]
-        known = [found for found in metrics if found[3].__class__ in _KINDS]
-        skipped = {UNKNOWN_KIND: len(metrics) - len(known)} if len(known) < len(metrics) else {}
-        points = list(chain.from_iterable([found[3].data_points for found in known]))
-        shape = _shape(known)
+        shape, points, unknown = _walked(data)
+        skipped = {UNKNOWN_KIND: unknown} if unknown else {}
         plan, batch = self._plan, None
         if plan is not None and plan.shape == shape:
             batch = self._repeated(plan, points, skipped)
@@ -204,20 +195,32 @@ def _scope(scope: Any) -> AttributesJson:
     return attributes_json({name: value for name, value in known.items() if value})
 
 
-def _shape(metrics: list[tuple[Any, Any, Any, Any]]) -> list[tuple[Any, ...]]:
-    return [
-        (
-            resource,
-            scope,
-            metric.name,
-            metric.unit,
-            data.__class__,
-            getattr(data, "aggregation_temporality", None),
-            getattr(data, "is_monotonic", None),
-            len(data.data_points),
-        )
-        for resource, scope, metric, data in metrics
-    ]
+def _walked(data: MetricsData) -> tuple[list[tuple[Any, ...]], list[Any], int]:
+    """What tells metrics apart, one by one; their points; how many are of an unknown kind."""
+    shape: list[tuple[Any, ...]] = []
+    points: list[Any] = []
+    unknown = 0
+    for resource_metrics in data.resource_metrics:
+        for scope_metrics in resource_metrics.scope_metrics:
+            for metric in scope_metrics.metrics:
+                found = metric.data
+                if found.__class__ not in _KINDS:
+                    unknown += 1
+                    continue
+                points += found.data_points
+                shape.append(
+                    (
+                        resource_metrics.resource,
+                        scope_metrics.scope,
+                        metric.name,
+                        metric.unit,
+                        found.__class__,
+                        getattr(found, "aggregation_temporality", None),
+                        getattr(found, "is_monotonic", None),
+                        len(found.data_points),
+                    )
+                )
+    return shape, points, unknown
 
 
 def _is_nanos(time: Any) -> bool:
