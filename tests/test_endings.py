@@ -66,6 +66,28 @@ ENDINGS = {
         9,
         [7, 8],
     ),
+    "SIGTERM while it waits for a thread": (
+        """
+        def later():
+            time.sleep(0.5)
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(30)
+        threading.Thread(target=later).start()
+        """,
+        -signal.SIGTERM,
+        [7, 8],
+    ),
+    "SIGTERM in an exit hook": (
+        """
+        import atexit
+        def hook():
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(30)
+        atexit.register(hook)
+        """,
+        -signal.SIGTERM,
+        [7, 8],
+    ),
     # These run nothing: the journal has what was exported.
     "SIGQUIT": ("os.kill(os.getpid(), signal.SIGQUIT); time.sleep(30)", -signal.SIGQUIT, []),
     "os._exit": ("os._exit(4)", 4, []),

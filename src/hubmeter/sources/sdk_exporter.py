@@ -34,6 +34,7 @@ from ..endings import publish_on_signals
 from ..errors import JournalError, PublishError
 from ..pipeline import Pipeline
 from ..settings import default_journal_dir, load_settings
+from ..uploader import Uploader
 from ..warming import warm
 
 if TYPE_CHECKING:
@@ -200,24 +201,25 @@ class HubMetricExporter(MetricExporter):
                     self.shutdown(timeout_millis=LAST_BUDGET_MS)
                 elif self._has_received:
                     self.shutdown()
+        finally:
             self._leave(self._pipeline)
-        except Exception:
-            self._complain("hubmeter: not left cleanly")
 
     def _publish_before_death(self, deadline: Deadline) -> None:
         if self._pipeline is None or self._in_forked_child():
             return
         try:
-            _collect_last(self)
+            _collect_last(self, self._pipeline.uploader)
             self.shutdown(timeout_millis=(deadline.remaining_s() - LEAVING_S) * 1e3)
+        finally:
             self._leave(self._pipeline)
-        except Exception:
-            self._complain("hubmeter: not left cleanly")
 
     def _leave(self, pipeline: Pipeline) -> None:
-        if pipeline.leave():
-            why = pipeline.failure or "the run is not published yet"
-            self._complain(f"hubmeter: {why}. {_what_next(pipeline)}", exc_info=False)
+        try:
+            if pipeline.leave():
+                why = pipeline.failure or "the run is not published yet"
+                self._complain(f"hubmeter: {why}. {_what_next(pipeline)}", exc_info=False)
+        except Exception:
+            self._complain("hubmeter: not left cleanly")
 
     def _in_forked_child(self) -> bool:
         # The SDK restarts its reader in every fork, so without this a DataLoader
@@ -261,7 +263,7 @@ class _Anchor:
             self._exporter._publish_before_death(deadline)  # noqa: SLF001 - its other half
 
 
-def _collect_last(exporter: HubMetricExporter) -> None:
+def _collect_last(exporter: HubMetricExporter, uploader: Uploader) -> None:
     """
     Let the readers of *exporter* collect once more, as a shutdown of their provider would.
 
@@ -275,12 +277,17 @@ def _collect_last(exporter: HubMetricExporter) -> None:
 
     def collect() -> None:
         for reader in readers:
-            with suppress(Exception):  # a callback of the program, or a provider shut down
+            with suppress(BaseException):  # a callback of the program, or a provider shut down
                 reader.collect(timeout_millis=LAST_COLLECT_S * 1e3)
 
     collector = threading.Thread(target=collect, daemon=True)
-    collector.start()
-    collector.join(LAST_COLLECT_S)
+    try:
+        collector.start()
+    except RuntimeError:  # Python 3.12.0 to 3.12.2 ends: only threads that run already go on
+        if (job := uploader.submit(collect)) is not None:
+            job.wait(Deadline.after(LAST_COLLECT_S))
+    else:
+        collector.join(LAST_COLLECT_S)
 
 
 def _open_pipeline(to: str | None, settings: dict[str, Any]) -> Pipeline | None:
