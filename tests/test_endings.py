@@ -243,6 +243,29 @@ def test_a_program_that_a_thread_keeps_alive_still_ends_by_sigterm(
     assert _watts(hub) == [7, 8]
 
 
+def test_sigterm_while_the_main_thread_stands_in_our_code_leaves_the_run(
+    hub: LoopbackHub, tmp_path: Path
+) -> None:
+    """It may hold a lock that publishing needs: then a process of its own goes on."""
+    code = """
+    exporter = HubMetricExporter()
+    provider = provider_of(exporter)
+    measure(provider, 7)
+    provider.force_flush()
+    with exporter._pipeline._lock:
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(30)
+    """
+    started = time.monotonic()
+    ended = _run(interpreters.environment(PYTHONS[-1]), _dedented(code), hub, tmp_path)
+
+    assert time.monotonic() - started < 14
+    assert ended.returncode == -signal.SIGTERM
+    [line] = ended.stderr.splitlines()
+    assert line.startswith("hubmeter: the run is not published yet. It is tried again when")
+    assert _eventually(lambda: _watts(hub) == IN_THE_JOURNAL)
+
+
 def test_a_pool_of_processes_ends_with_its_parent(hub: LoopbackHub, tmp_path: Path) -> None:
     """The group is signalled, as supervisors do; a pool may not replace its workers then."""
     code = """
@@ -292,6 +315,40 @@ def test_sigterm_while_the_hub_is_down_is_said_and_left_to_a_process(
     assert _eventually(lambda: _watts(hub) == [7, 8])
 
 
+def test_the_first_process_of_a_container_goes_on_after_sigterm(
+    hub: LoopbackHub, tmp_path: Path
+) -> None:
+    """Without us the kernel would ignore the signal; so would its children live on."""
+    if not _may_be_first():
+        pytest.skip("NOT TESTED as process 1: only a superuser may make a pid namespace")
+    code = """
+    assert os.getpid() == 1
+    os.kill(1, signal.SIGTERM)
+    measure(provider, 9)
+    child = os.fork()
+    if not child:
+        os._exit(0)
+    assert os.waitpid(child, 0)[1] == 0
+    time.sleep(1.1)  # two signals at once are one
+    os.kill(1, signal.SIGTERM)
+    measure(provider, 10)
+    print("alive")
+    """
+    ended = _run(
+        interpreters.environment(PYTHONS[-1]),
+        BEGIN + _dedented(code),
+        hub,
+        tmp_path,
+        before=FIRST,
+        PYTHONWARNINGS="ignore::DeprecationWarning",
+    )
+
+    assert (ended.returncode, ended.stdout, ended.stderr) == (0, "alive\n", "")
+    assert _watts(hub) == [7, 8, 9, 10]
+    assert len(hub.repo("me/run-metrics").commits) == 3
+    assert list(_journal(tmp_path).glob("*.*")) == []
+
+
 def test_signals_may_be_left_alone(hub: LoopbackHub, tmp_path: Path) -> None:
     """With HUBMETER_SIGNALS=0 a SIGTERM is what it always was."""
     code = """
@@ -303,6 +360,17 @@ def test_signals_may_be_left_alone(hub: LoopbackHub, tmp_path: Path) -> None:
     ended = _run(python, BEGIN + _dedented(code), hub, tmp_path, HUBMETER_SIGNALS="0")
 
     assert (ended.returncode, _watts(hub)) == (-signal.SIGTERM, [])
+
+
+FIRST = ("unshare", "--pid", "--fork", "--mount-proc")
+"""Before a command: it is the first process of a pid namespace of its own."""
+
+
+def _may_be_first() -> bool:
+    try:
+        return subprocess.run([*FIRST, "true"], capture_output=True, check=False).returncode == 0
+    except FileNotFoundError:
+        return False
 
 
 def _run(

@@ -5,6 +5,9 @@ Only where nothing else handles them. For the program it is as without us, only 
 ``finally`` block and no exit hook runs, and it ends by its signal. ``SystemExit`` instead
 would let it live on: a pool of processes would replace the workers that the same signal
 ended, and wait for them for ever.
+
+Process 1 of a container is not ended by signals that it does not handle. So it goes on, and
+what comes later is published at its end, or at the next signal.
 """
 
 from __future__ import annotations
@@ -24,7 +27,10 @@ GRACE_S = 8.0
 ONCE_S = 1.0
 """``timeout`` signals its child, and then the child's group: two signals, one wish."""
 
-_handled = {"owner": 0, "signal": 0, "at_s": 0.0}
+FIRST_PROCESS = 1
+"""The kernel keeps the default actions of signals from it."""
+
+_handled = {"owner": 0, "signal": 0, "at_s": -ONCE_S}
 _publishers: list[Callable[[Deadline], None]] = []
 
 
@@ -49,13 +55,21 @@ def publish_on_signals(publish: Callable[[Deadline], None]) -> None:
             signal.signal(number, _end)
 
 
+def goes_on() -> bool:
+    """Whether this process outlives the signal that it was published for."""
+    return os.getpid() == FIRST_PROCESS
+
+
 def _end(number: int, _: FrameType | None) -> None:
     if os.getpid() == _handled["owner"]:
-        if _handled["signal"] and time.monotonic() - _handled["at_s"] < ONCE_S:
+        if time.monotonic() - _handled["at_s"] < ONCE_S:
             return
         if not _handled["signal"]:  # who sends a second one insists
             _handled.update(signal=number, at_s=time.monotonic())
             _publish(Deadline.after(GRACE_S))
+        if goes_on():
+            _handled["signal"] = 0
+            return
     signal.signal(number, signal.SIG_DFL)
     os.kill(os.getpid(), number)
 
@@ -77,5 +91,5 @@ def _call_publishers(deadline: Deadline) -> None:
 
 def _end_in_child() -> None:
     """A child that was forked after its parent's signal would not have been there without us."""
-    if _handled["signal"]:
+    if _handled["signal"] and _handled["owner"] != FIRST_PROCESS:
         os._exit(128 + int(_handled["signal"]))

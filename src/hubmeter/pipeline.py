@@ -41,7 +41,7 @@ LONGEST_PUBLISH_S = 20.0
 MEMORY_ONLY_S = 30.0
 """Without a journal, what is not published is lost: then it may take this long at least."""
 
-LONGEST_LOCK_S = 600.0
+LEAST_LOCK_S, LONGEST_LOCK_S = 0.1, 600.0
 
 PART_PUBLISH_S = 120.0
 """Time for a part of a run that goes on: nobody waits for it."""
@@ -173,12 +173,17 @@ class Pipeline:
             PublishRejected: The destination refused.
             PublishUnavailable: It did not answer, or was full.
         """
-        with self._lock:
+        patience_s = min(max(deadline.remaining_s(), LEAST_LOCK_S), LONGEST_LOCK_S)
+        if not self._lock.acquire(timeout=patience_s):
+            return False  # a signal interrupted who has it
+        try:
             is_first, self._closed = not self._closed, True
             if is_first or not self._segment.is_empty:
                 self._cut(self._wall_clock_ns() if is_first and not self._has_rows else None)
             is_safe = all(segment.is_journaled for segment in self._ended)
             is_done = not self._ended
+        finally:
+            self._lock.release()
         if not is_safe:  # leaving would lose more than waiting
             deadline = Deadline.after(max(MEMORY_ONLY_S, deadline.remaining_s()))
         if not is_done and not self._hand_over(deadline):
@@ -201,13 +206,14 @@ class Pipeline:
         """
         The process is about to end: what is not published is left to a process of its own.
 
+        Waits for no lock: a signal may have interrupted who has it.
+
         Returns:
             Whether something is left.
         """
         from .detached import start_detached
 
-        with self._lock:
-            is_left = bool(self._ended) or not self._segment.is_empty
+        is_left = not self._segment.is_empty or bool(self._ended)  # in this order, as below
         if is_left and self.can_be_left():
             start_detached(
                 ["recover", str(self.journal_dir), "--process", self.run.process_id, "--wait"]
@@ -219,10 +225,9 @@ class Pipeline:
         return self.journal_dir is not None and not isinstance(self.failure, PublishRejected)
 
     def is_journaled(self) -> bool:
-        """Whether everything that is not published is on disk."""
-        with self._lock:
-            left = (*self._ended, self._segment)
-            return all(segment.is_journaled for segment in left if not segment.is_empty)
+        """Whether everything that is not published is on disk. Waits for no lock."""
+        left = (self._segment, *self._ended)  # what is cut meanwhile is in both
+        return all(segment.is_journaled for segment in left if not segment.is_empty)
 
     def unpublished(self) -> int:
         """How many segments have ended and are not published. Not zero after a failure."""

@@ -30,7 +30,7 @@ from opentelemetry.sdk.metrics.view import Aggregation
 from ..deadline import Deadline
 from ..decode.sdk_objects import SdkDecoder
 from ..destinations import HubRepo, destination_of, is_folder_named_like_repo
-from ..endings import publish_on_signals
+from ..endings import goes_on, publish_on_signals
 from ..errors import JournalError, PublishError
 from ..pipeline import Pipeline
 from ..settings import default_journal_dir, load_settings
@@ -209,9 +209,13 @@ class HubMetricExporter(MetricExporter):
             return
         try:
             _collect_last(self, self._pipeline.uploader)
-            self.shutdown(timeout_millis=(deadline.remaining_s() - LEAVING_S) * 1e3)
+            if goes_on():
+                self._pipeline.publish_part()
+            else:
+                self.shutdown(timeout_millis=(deadline.remaining_s() - LEAVING_S) * 1e3)
         finally:
-            self._leave(self._pipeline)
+            if not goes_on():
+                self._leave(self._pipeline)
 
     def _leave(self, pipeline: Pipeline) -> None:
         try:
