@@ -245,6 +245,39 @@ def test_refused_and_dropped_points_are_in_the_metadata(policy: str, tmp_path: P
     assert "the journal was full" in next(iter(reasons))
 
 
+@pytest.mark.parametrize(("refused", "said"), [(5, (5, 5)), (1_000, (938, 1_000))])
+def test_refused_points_of_a_killed_run_are_counted(
+    refused: int, said: tuple[int, int], tmp_path: Path
+) -> None:
+    """Exactly if they are few, else all but a sixteenth; the full journal hardly grows."""
+    kill(
+        f"""
+        agent = begin("./data", "r", journal_limit_mib=1)
+        text = [{{"key": "text", "value": {{"stringValue": os.urandom(2**20).hex()}}}}]
+        large = power(1.0)
+        large["gauge"]["dataPoints"][0]["attributes"] += text
+        agent.consume(JsonDecoder().decode(request(large)))
+        size = sum(os.path.getsize(f"journal/{{name}}") for name in os.listdir("journal"))
+        for second in range(1, {refused} + 1):
+            try:
+                feed(agent, second, first=second)
+            except JournalError:
+                continue
+            raise AssertionError("not refused")
+        grown = sum(os.path.getsize(f"journal/{{name}}") for name in os.listdir("journal")) - size
+        assert grown < 20_000, grown
+        """,
+        tmp_path,
+    )
+    recover(tmp_path / "journal", say=lambda _: None)
+
+    [found] = metadata(contents(tmp_path / "data"))
+    least, most = said
+    assert least <= int(found["points_rejected"]) <= most
+    assert int(found["points_received"]) == 1 + int(found["points_rejected"])
+    assert "the journal was full" in found["rejected"]
+
+
 def test_a_recovery_counts_as_the_run_would_have(tmp_path: Path) -> None:
     """Duplicates, broken points and parts, killed; recovered, it all adds up."""
     kill(

@@ -350,7 +350,7 @@ class Pipeline:
         self._ended = [segment for segment in self._ended if segment not in old]
         if dropped:
             log.warning("hubmeter: the journal is full, the oldest %d points are dropped", dropped)
-            self._segment.count_lost(DROPPED, dropped, is_rare=True)
+            self._segment.count_lost(DROPPED, dropped)
 
 
 def _folder(settings: Settings, base: str) -> Path | None:

@@ -50,6 +50,7 @@ class Segment:
         self.ledger = Ledger(first_batch)
         self.opening = START
         self.lost: Counter[str] = Counter()
+        self._said_lost: Counter[str] = Counter()  # in the journal, before its end
         self._shard: Shard | None = None
         self._received = 0
         self._folder = folder
@@ -155,11 +156,22 @@ class Segment:
         self.opening, self._has_rows = opening, has_rows or self._has_rows
         self._note_beginning()
 
-    def count_lost(self, reason: str, points: int, *, is_rare: bool = False) -> None:
-        """Points that were received are not kept; this segment accounts for them."""
+    def count_lost(self, reason: str, points: int) -> None:
+        """
+        Points that were received are not kept; this segment accounts for them.
+
+        Exactly, once it has ended. Of a process that is killed before, the journal says the
+        first 16 times, and later all but at most a sixteenth.
+        """
         self.lost[reason] += points
-        if is_rare:  # else only the end says it
-            self._note("rejected", {reason: points})
+        unsaid = self.lost[reason] - self._said_lost[reason]
+        if unsaid * 16 >= self.lost[reason]:  # a full journal must not grow with each refusal
+            self._say_lost()
+
+    def _say_lost(self) -> None:
+        if unsaid := self.lost - self._said_lost:
+            self._note("rejected", dict(unsaid))
+            self._said_lost = self.lost.copy()
 
     def end(self, empty_run_unix_nano: int | None = None) -> None:
         """
@@ -291,6 +303,8 @@ class Segment:
         journal = Journal.create(self._folder, self.name, header, fsync=self._fsync)
         self._journal, self._is_whole = journal, True
         self._note_beginning()
+        self._said_lost.clear()
+        self._say_lost()
         for packed in self.ledger.packed():
             journal.append(packed)
         return journal
