@@ -12,7 +12,10 @@ import sys
 import threading
 import time
 import tracemalloc
+from collections import deque
 from collections.abc import Callable, Iterator
+from contextlib import suppress
+from itertools import repeat
 from pathlib import Path
 from typing import Any
 
@@ -37,9 +40,8 @@ def soon() -> Deadline:
 
 
 def pipeline_in(folder: Path, **options: Any) -> Pipeline:
-    return Pipeline(
-        load_settings(to=str(folder / "data"), journal_dir=str(folder / "journal"), **options)
-    )
+    options = {"journal_dir": str(folder / "journal"), **options}
+    return Pipeline(load_settings(to=str(folder / "data"), **options))
 
 
 def power(second: int, value: float | None = None) -> PointBatch:
@@ -67,8 +69,8 @@ def wide(second: int) -> PointBatch:
 
 
 def on_disk(folder: Path) -> int:
-    """Bytes of all journals."""
-    return sum(path.stat().st_size for path in folder.glob("journal/*.journal"))
+    """Bytes of everything in the journal directory."""
+    return sum(path.stat().st_size for path in folder.glob("journal/*") if path.is_file())
 
 
 def eventually(happens: Callable[[], bool], seconds: float = 20) -> bool:
@@ -361,6 +363,85 @@ def test_dropping_goes_on_while_a_part_is_being_published(tmp_path: Path) -> Non
         may_end.set()
         thread.join()
     assert most < 2 * 2**20, f"{most / 2**20:.1f} MiB"
+
+
+def noise(second: int) -> PointBatch:
+    """1,000 values that no compression makes smaller."""
+    return wide(second)._replace(values=[random.random() for _ in range(1_000)])
+
+
+@pytest.mark.parametrize("policy", ["refuse", "drop-oldest"])
+def test_parts_that_wait_keep_to_the_limit_with_their_sealed_files(
+    policy: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The destination is away: at most the limit, and the part that is being sealed."""
+    caplog.set_level(logging.CRITICAL, "hubmeter")
+    (tmp_path / "data").write_text("in the way")
+    pipeline = pipeline_in(tmp_path, journal_limit_mib=1, journal_full=policy)
+    most = 0
+    for second in range(300):
+        with suppress(JournalError):
+            pipeline.consume(noise(second))
+        if second % 10 == 9:
+            pipeline.publish_part()
+        most = max(most, on_disk(tmp_path))
+    part = 10 * 8_000
+    assert most < 2**20 + 3 * part, f"{most / 2**20:.2f} MiB"
+
+    (tmp_path / "data").unlink()
+    pipeline.close(soon())
+    counts = pipeline.counts()
+    assert (counts.received, counts.stored) == (300_000, 0)
+    assert 30_000 < counts.published < 2**17
+    found = rows(contents(tmp_path / "data"), "points")
+    newest = max(int(row["timestamp_unix_nano"]) for row in found)
+    assert (newest == T0 + 299 * SECOND) == (policy == "drop-oldest")
+
+
+@pytest.mark.parametrize("policy", ["refuse", "drop-oldest"])
+@pytest.mark.parametrize("journal_dir", ["off", "/dev/null/journal"])
+def test_without_a_journal_the_limit_is_that_of_memory(
+    journal_dir: str, policy: str, tmp_path: Path
+) -> None:
+    """What is over it is refused, or the oldest dropped, and counted."""
+    pipeline = pipeline_in(
+        tmp_path, journal_dir=journal_dir, journal_limit_mib=1, journal_full=policy
+    )
+    layout = _layout(100)
+    for second in range(4_000):
+        with suppress(JournalError):
+            pipeline.consume(wide(second)._replace(layout=layout, values=[float(second)] * 100))
+    stored = sum(len(block.values) for block in pipeline.points().blocks)
+    assert 50_000 < stored < 2**17 + 64 * 100, "eight bytes each, looked at every 64 batches"
+    pipeline.close(soon())
+    counts = pipeline.counts()
+    assert (counts.received, counts.stored) == (400_000, 0)
+    assert counts.published == stored
+    newest = max(row["value"] for row in rows(contents(tmp_path / "data"), "points"))
+    assert newest == (3_999 if policy == "drop-oldest" else stored / 100 - 1)
+
+
+@pytest.mark.parametrize("kind", ["series", "histograms"])
+def test_what_takes_more_memory_than_numbers_counts_as_that(kind: str) -> None:
+    """New attributes with each batch, and histograms: hundreds of bytes per point."""
+    pipeline = Pipeline(load_settings(journal_dir="off", journal_limit_mib=1))
+    batches = map(_heavy, repeat(kind), range(10_000))
+    with pytest.raises(JournalError, match="the points in memory have reached 1 MiB"):
+        deque(map(pipeline.consume, batches), maxlen=0)
+    assert 500 < pipeline.counts().received < 2_500
+
+
+def _heavy(kind: str, second: int) -> PointBatch:
+    one = point(1.0, T0 + second * SECOND, text=str(second) if kind == "series" else "")
+    if kind == "series":
+        return JsonDecoder().decode(request(gauge("my.gauge", "1", one)))
+    counts = {"count": "3", "sum": 1.0, "bucketCounts": ["1", "2"], "explicitBounds": [1.0]}
+    histogram = {name: one[name] for name in ("timeUnixNano", "attributes")} | counts
+    data = {"dataPoints": [histogram], "aggregationTemporality": 2}
+    return HISTOGRAMS.decode(request({"name": "h", "unit": "1", "histogram": data}))
+
+
+HISTOGRAMS = JsonDecoder()
 
 
 @pytest.mark.parametrize("policy", ["refuse", "drop-oldest"])

@@ -27,6 +27,9 @@ NO_VALUE = float("nan")
 GROUP = 64
 """So many batches wait for their blocks at most."""
 
+VALUE_BYTES, SERIES_BYTES, RARE_BYTES = 8, 500, 1_000
+"""About what each takes in memory; rare are distributions and exemplars."""
+
 _Picker: TypeAlias = Callable[[Sequence[Value]], tuple[int, ...]]
 
 
@@ -210,6 +213,7 @@ class Ledger:
         batches: Number of the next batch.
         points: How many points there are.
         skipped: Reason to number of points that decoders left out.
+        size_bytes: About what it takes in memory, without the batches that wait.
     """
 
     def __init__(self, batches: int = 0) -> None:
@@ -218,6 +222,8 @@ class Ledger:
         self.skipped: Counter[str] = Counter()
         self._blocks: _Blocks = {}
         self._waiting: list[tuple[int, Packed]] = []
+        self.size_bytes = 0
+        self._bytes_beside_values = 0
 
     def append(self, packed: Packed) -> None:
         """Add the points of a batch."""
@@ -230,8 +236,9 @@ class Ledger:
         self._waiting.append((number, packed))
         self.points += len(packed.values)
         if len(self._waiting) >= GROUP:
-            _take(self._waiting, self._blocks)
+            self._bytes_beside_values += _take(self._waiting, self._blocks)
             self._waiting = []
+            self.size_bytes = VALUE_BYTES * self.points + self._bytes_beside_values
 
     def snapshot(self) -> Points:
         """A copy that does not change any more."""
@@ -259,15 +266,25 @@ class Points:
     skipped: Mapping[str, int]
 
 
-def _take(waiting: Iterable[tuple[int, Packed]], blocks: _Blocks) -> None:
-    """Add to *blocks* what is not there yet: the last time may have been interrupted."""
+def _take(waiting: Iterable[tuple[int, Packed]], blocks: _Blocks) -> int:
+    """
+    Add to *blocks* what is not there yet: the last time may have been interrupted.
+
+    Returns:
+        About the bytes that it takes, beside those of the values.
+    """
+    size_bytes = 0
     for number, packed in waiting:
         key = (packed.layout, packed.shares_time)
         block = blocks.get(key)
         if block is None:
             block = blocks[key] = Block(*key)
+            size_bytes += sum(SERIES_BYTES + len(one.attributes) for one in packed.layout.series)
         if not block or block.batch_numbers[-1] < number:
             block.append(packed, number)
+            if packed.special or packed.extras:
+                size_bytes += RARE_BYTES * (len(packed.special) + len(packed.extras))
+    return size_bytes
 
 
 def gather(batches: Iterator[PointBatch]) -> Points:

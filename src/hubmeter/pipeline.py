@@ -297,6 +297,7 @@ class Pipeline:
                 later = [one for one in self._ended if one.part > segments[-1].part]
                 next_one = (later or [self._segment])[0]
                 next_one.continue_from(self._opening, has_rows=self._has_rows)
+                self._count_bytes()
 
     def _send(self, segments: list[Segment], deadline: Deadline) -> None:
         longest_s = LONGEST_PUBLISH_S if self._closed else PART_PUBLISH_S
@@ -325,29 +326,32 @@ class Pipeline:
         )
 
     def _count_bytes(self) -> None:
-        self._bytes_ended = sum(segment.bytes_stored for segment in self._ended)
+        self._bytes_ended = sum(one.bytes_stored + one.bytes_sealed for one in self._ended)
 
     def _make_room(self, packed: Packed) -> None:
         """Keep to the limit of the journal, by the policy that was chosen."""
         if self.settings.journal_full == "refuse":
             points = len(packed.values) + sum(packed.skipped.values())
             self._segment.count_lost(REFUSED, points)
+            what = "the journal has" if self.is_journaled() else "the points in memory have"
             raise JournalError(
-                f"the journal has reached {self.settings.journal_limit_mib:g} MiB, and new "
+                f"{what} reached {self.settings.journal_limit_mib:g} MiB, and new "
                 "points are refused: raise HUBMETER_JOURNAL_LIMIT or set HUBMETER_FLUSH_EVERY"
             )
+        self._drop_oldest()
         if self._segment.bytes_stored >= self._limit_bytes / 2:
-            # Two halves: what ended last, and what is being written.
-            self._drop_ended()
-            self._cut(None)
+            self._cut(None)  # so that not all of it has to be dropped next time
 
-    def _drop_ended(self) -> None:
+    def _drop_oldest(self) -> None:
+        dropped = 0
         # What is being published may arrive at any moment: it stays.
-        old = [segment for segment in self._ended if segment not in self._sending]
-        dropped = sum(segment.received for segment in old)
-        for segment in old:
-            segment.discard()
-        self._ended = [segment for segment in self._ended if segment not in old]
+        for old in [segment for segment in self._ended if segment not in self._sending]:
+            if self._segment.bytes_stored + self._bytes_ended < self._limit_bytes:
+                break
+            dropped += old.received
+            old.discard()
+            self._ended.remove(old)
+            self._count_bytes()
         if dropped:
             log.warning("hubmeter: the journal is full, the oldest %d points are dropped", dropped)
             self._segment.count_lost(DROPPED, dropped)

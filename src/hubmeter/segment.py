@@ -36,6 +36,9 @@ class Segment:
     The journal file is made with the first point. As long as that is not possible the
     points are in memory, and each batch tries again.
 
+    Attributes:
+        bytes_sealed: What the shard takes beside the points. Known once it is sealed.
+
     Args:
         part: Number of the segment within run and process.
         folder: Journal directory; None for memory only.
@@ -64,6 +67,7 @@ class Segment:
         self._owes = False  # the journal owes a batch, not only notes
         self._empty_run_unix_nano: int | None = None
         self._is_sealed = False
+        self.bytes_sealed = 0
         self.is_on_disk = False  # sealed, and needs no memory
 
     @property
@@ -114,8 +118,15 @@ class Segment:
 
     @property
     def bytes_stored(self) -> int:
-        """What the segment has on disk."""
-        return 0 if self._journal is None else self._journal.size_bytes
+        """What its points take on disk, or in memory as long as they are not there."""
+        journal = self._journal
+        if journal is None:
+            return self.ledger.size_bytes
+        return (
+            journal.size_bytes
+            if self._is_whole
+            else max(journal.size_bytes, self.ledger.size_bytes)
+        )
 
     def take(self, packed: Packed) -> None:
         """
@@ -191,6 +202,7 @@ class Segment:
             self.continue_from(opening)
         self._shard, closing = self._sealed(self.points(), opening)
         self._is_sealed = True
+        self.bytes_sealed = sum(map(len, self._shard.files.values())) if self._shard else 0
         # A sealed file whose journal was removed would never be found.
         if self._shard is not None and self._journal is not None and self._journal.path.exists():
             from .sealed import write_sealed
