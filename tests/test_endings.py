@@ -8,6 +8,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -96,6 +97,31 @@ ENDINGS = {
     "exec": ("os.execv('/bin/sh', ['sh', '-c', 'exit 6'])", 6, []),
 }
 IN_THE_JOURNAL = [7]
+
+SIGTERM = (
+    "open('signalled', 'w').write(str(time.monotonic())); "
+    "os.kill(os.getpid(), signal.SIGTERM); time.sleep(30)"
+)
+DOCKER_STOP_S = 10
+"""After that it kills."""
+
+SENTINEL = {
+    "os._exit": ("os._exit(4)", 4),
+    "SEGV": ("import ctypes; ctypes.string_at(0)", -signal.SIGSEGV),
+    "SIGKILL, and a child lives on": (
+        """
+        child = os.fork()
+        if not child:
+            os.closerange(0, 3)  # the test waits for these
+            time.sleep(60)
+            os._exit(0)
+        print(child, flush=True)
+        os.kill(os.getpid(), signal.SIGKILL)
+        time.sleep(30)
+        """,
+        -signal.SIGKILL,
+    ),
+}
 
 
 @pytest.fixture(name="hub")
@@ -207,6 +233,49 @@ def test_the_sentinel_publishes_after_sigkill(minor: str, hub: LoopbackHub, tmp_
     assert _eventually(lambda: _watts(hub) == IN_THE_JOURNAL)
 
 
+@pytest.mark.parametrize("ending", SENTINEL)
+def test_the_sentinel_publishes_after_each_hard_end(
+    ending: str, hub: LoopbackHub, tmp_path: Path
+) -> None:
+    """At once, and not when the last child has ended that knew the program."""
+    code, status = SENTINEL[ending]
+    ended = _run(
+        interpreters.environment(PYTHONS[-1]),
+        BEGIN + _dedented(code),
+        hub,
+        tmp_path,
+        HUBMETER_SENTINEL="1",
+        PYTHONWARNINGS="ignore::DeprecationWarning",
+    )
+    children = [int(line) for line in ended.stdout.splitlines()]
+    try:
+        assert ended.returncode == status, ended.stderr
+        assert _eventually(lambda: _watts(hub) == IN_THE_JOURNAL)
+        assert [os.kill(child, 0) for child in children] == [None] * len(children)
+    finally:
+        for child in children:
+            os.kill(child, signal.SIGKILL)
+    assert _eventually(lambda: _sentinels(tmp_path) == 0)
+
+
+def test_the_sentinel_of_a_program_that_ends_well_ends_quietly(
+    hub: LoopbackHub, tmp_path: Path
+) -> None:
+    """It watches until then, and has nothing to publish."""
+    program = _start(BEGIN + "input(); sys.exit(3)", hub, tmp_path, HUBMETER_SENTINEL="1")
+    with program:
+        try:
+            assert _eventually(lambda: _sentinels(tmp_path) == 1)
+        finally:
+            said = program.communicate(b"\n")
+    assert (program.returncode, said) == (3, (b"", b""))
+    assert _watts(hub) == [7, 8]
+
+    assert _eventually(lambda: _sentinels(tmp_path) == 0)
+    assert len(hub.repo("me/run-metrics").commits) == 1
+    assert list(_journal(tmp_path).glob("*.*")) == []
+
+
 def test_a_hub_that_never_answers_costs_no_more_than_was_granted(
     hub: LoopbackHub, tmp_path: Path
 ) -> None:
@@ -232,13 +301,12 @@ def test_a_program_that_a_thread_keeps_alive_still_ends_by_sigterm(
     """Without us the signal would have ended it at once; with us, once it is published."""
     code = """
     threading.Thread(target=time.sleep, args=[60]).start()
-    os.kill(os.getpid(), signal.SIGTERM)
-    time.sleep(30)
     """
-    started = time.monotonic()
-    ended = _run(interpreters.environment(PYTHONS[-1]), BEGIN + _dedented(code), hub, tmp_path)
+    ended = _run(
+        interpreters.environment(PYTHONS[-1]), BEGIN + _dedented(code) + SIGTERM, hub, tmp_path
+    )
 
-    assert time.monotonic() - started < 20
+    assert _seconds_since_the_signal(tmp_path) < DOCKER_STOP_S
     assert ended.returncode == -signal.SIGTERM
     assert _watts(hub) == [7, 8]
 
@@ -253,13 +321,12 @@ def test_sigterm_while_the_main_thread_stands_in_our_code_leaves_the_run(
     measure(provider, 7)
     provider.force_flush()
     with exporter._pipeline._lock:
-        os.kill(os.getpid(), signal.SIGTERM)
-        time.sleep(30)
     """
-    started = time.monotonic()
-    ended = _run(interpreters.environment(PYTHONS[-1]), _dedented(code), hub, tmp_path)
+    ended = _run(
+        interpreters.environment(PYTHONS[-1]), _dedented(code) + f"    {SIGTERM}", hub, tmp_path
+    )
 
-    assert time.monotonic() - started < 14
+    assert _seconds_since_the_signal(tmp_path) < DOCKER_STOP_S
     assert ended.returncode == -signal.SIGTERM
     [line] = ended.stderr.splitlines()
     assert line.startswith("hubmeter: the run is not published yet. It is tried again when")
@@ -305,11 +372,9 @@ def test_sigterm_while_the_hub_is_down_is_said_and_left_to_a_process(
 ) -> None:
     """It ends before `docker stop` would kill it, says what to do, and is published later."""
     hub.faults.append(Fault(on="create", status=503, times=12))
-    code = "os.kill(os.getpid(), signal.SIGTERM); time.sleep(30)"
-    started = time.monotonic()
-    ended = _run(interpreters.environment(PYTHONS[-1]), BEGIN + code, hub, tmp_path)
+    ended = _run(interpreters.environment(PYTHONS[-1]), BEGIN + SIGTERM, hub, tmp_path)
 
-    assert time.monotonic() - started < 14
+    assert _seconds_since_the_signal(tmp_path) < DOCKER_STOP_S
     assert ended.returncode == -signal.SIGTERM
     assert "hubmeter recover" in ended.stderr
     assert _eventually(lambda: _watts(hub) == [7, 8])
@@ -347,6 +412,30 @@ def test_the_first_process_of_a_container_goes_on_after_sigterm(
     assert _watts(hub) == [7, 8, 9, 10]
     assert len(hub.repo("me/run-metrics").commits) == 3
     assert list(_journal(tmp_path).glob("*.*")) == []
+
+
+def test_what_a_program_did_about_signals_before_us_stays(hub: LoopbackHub, tmp_path: Path) -> None:
+    """Its own handler runs and decides, and what it ignores is ignored, as under `nohup`."""
+    code = """
+    def own(number, frame):
+        sys.exit(9)
+    signal.signal(signal.SIGTERM, own)
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    """
+    then = """
+    assert signal.getsignal(signal.SIGTERM) is own
+    assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    os.kill(os.getpid(), signal.SIGHUP)
+    print("goes on", flush=True)
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(30)
+    """
+    python = interpreters.environment(PYTHONS[-1])
+    ended = _run(python, _dedented(code) + BEGIN + _dedented(then), hub, tmp_path)
+
+    assert (ended.returncode, ended.stdout, ended.stderr) == (9, "goes on\n", "")
+    assert _watts(hub) == [7, 8]
+    assert len(hub.repo("me/run-metrics").commits) == 1
 
 
 def test_signals_may_be_left_alone(hub: LoopbackHub, tmp_path: Path) -> None:
@@ -394,6 +483,33 @@ def _run(
         cwd=folder,
         start_new_session=True,
     )
+
+
+def _start(code: str, hub: LoopbackHub, folder: Path, **more: str) -> subprocess.Popen[bytes]:
+    """The same, without waiting for its end; it may be spoken to."""
+    program = folder / "agent.py"
+    program.write_text(HEAD + code)
+    return subprocess.Popen(
+        [interpreters.environment(PYTHONS[-1]), program],
+        env=_environment(hub, folder) | {"HUBMETER_TO": "me/run-metrics", **more},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        cwd=folder,
+    )
+
+
+def _sentinels(folder: Path) -> int:
+    """How many processes watch over a program whose journal is in *folder*."""
+    commands = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        with suppress(OSError):  # it has just ended
+            commands.append(path.read_bytes().split(b"\0"))
+    return sum(b"sentinel" in one and str(_journal(folder)).encode() in one for one in commands)
+
+
+def _seconds_since_the_signal(folder: Path) -> float:
+    return time.monotonic() - float((folder / "signalled").read_text())
 
 
 def _recover(python: Path, hub: LoopbackHub, folder: Path) -> subprocess.CompletedProcess[str]:
