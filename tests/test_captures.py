@@ -20,6 +20,8 @@ from typing import Any
 import pytest
 import zstandard
 from google.protobuf.json_format import ParseDict
+from hypothesis import assume, given
+from hypothesis import strategies as st
 from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsServiceRequest
 from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import (
     ExportMetricsServiceRequest,
@@ -27,7 +29,7 @@ from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import (
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 
 from hubmeter.captures import unpacking
-from hubmeter.captures.reading import BROKEN, BROKEN_DOCUMENT, TOO_LARGE
+from hubmeter.captures.reading import BROKEN, BROKEN_DOCUMENT, TOO_LARGE, CaptureReader
 from hubmeter.captures.rotation import backups_beside, captures_in, in_order
 from hubmeter.captures.unpacking import CUT_OFF, DAMAGED, ZSTD
 from hubmeter.captures.wire import signal_of
@@ -281,6 +283,72 @@ def test_a_collector_that_was_killed_and_went_on(form: str) -> None:
         found, skipped = read(data)
         assert found == [n for n in ALL if n != torn], (torn, cut)
         assert 1 <= sum(skipped.values()) <= 2
+
+
+# What the last bytes of a message say
+ENDS: dict[str, Callable[[int], dict[str, Any]]] = {
+    "double": lambda time: request(gauge(POWER, "W", point(time / 7e9, time))),
+    "integer": lambda time: request(gauge(POWER, "W", point(time // 10**9, time))),
+    "attribute": lambda time: request(gauge(POWER, "W", point(time / 7e9, time, gpu=0))),
+    "several": lambda time: request(gauge(POWER, "W", *(point(0.1, time, gpu=n) for n in "abc"))),
+    "address": lambda time: {"resourceMetrics": [
+        request(gauge(UTIL, "%", point(0.5, time)))["resourceMetrics"][0]
+        | {"schemaUrl": f"https://example.com/{'s' * (time % 97)}"}]},
+    "resources": lambda time: {"resourceMetrics": [
+        one for host in "ab"
+        for one in request(gauge(POWER, "W", point(1.5, time)), resource={"host.name": host})[
+            "resourceMetrics"]]},
+}  # fmt: skip
+MESSAGES: dict[str, Callable[[dict[str, Any]], bytes]] = {
+    "protobuf": PARTS["protobuf"],
+    "zstd of protobuf": PARTS["zstd of protobuf"],
+    "without a checksum": lambda one: prefixed(zstandard.compress(in_protobuf(one))),
+    "zstd of JSON": PARTS["zstd of JSON"],
+}
+"""Records behind their lengths."""
+
+
+def measured(*files: bytes) -> list[tuple[Any, ...]]:
+    """Who measured what and when, record by record."""
+    batches = CaptureReader().read(files)
+    return [
+        (one.layout.series, [*one.times_unix_nano], [*one.values]) for one in batches if one.values
+    ]
+
+
+@given(
+    form=st.sampled_from(sorted(MESSAGES)),
+    ends=st.lists(st.sampled_from(sorted(ENDS)), min_size=1, max_size=8),
+    torn=st.integers(0, 7),
+    by=st.integers(1, 20) | st.integers(1, 1000),
+)
+def test_whole_messages_are_read_and_nothing_else(
+    form: str, ends: list[str], torn: int, by: int
+) -> None:
+    """Any one is torn, by any number of bytes, and others follow in the same file."""
+    parts = [MESSAGES[form](ENDS[end](T0 + n * SECOND)) for n, end in enumerate(ends)]
+    torn %= len(parts)
+    by = min(by, len(parts[torn]))
+    # Then they fill it, and no length tells.
+    assume(by not in {sum(map(len, parts[torn + 1 : n])) for n in range(torn + 2, len(parts) + 1)})
+
+    whole = parts[:torn] + parts[torn + 1 :]
+    data = b"".join([*parts[:torn], parts[torn][:-by], *parts[torn + 1 :]])
+    assert measured(data) == measured(b"".join(whole))
+
+
+@pytest.mark.parametrize("form", MESSAGES)
+@pytest.mark.parametrize("end", ENDS)
+def test_what_is_behind_a_whole_message_does_not_spoil_it(form: str, end: str) -> None:
+    """Noise in the same file, or the next file: a torn end, and a message without a length."""
+    one, two = (MESSAGES[form](ENDS[end](T0 + n * SECOND)) for n in range(2))
+    single = in_protobuf(ENDS[end](T0 + 2 * SECOND))
+    noise = random.Random(7)
+    for behind in (b"\n", b"\xff" * 50, b"\0" * 5000, *map(noise.randbytes, range(1, 40))):
+        assert measured(one + behind) == measured(one), behind
+    for by in range(1, 12):
+        assert measured(one + two[:-by], two) == measured(one + two)
+    assert measured(one, single) == measured(one) + measured(single)
 
 
 @pytest.mark.parametrize("form", ["protobuf", "zstd of protobuf", "zstd of JSON"])

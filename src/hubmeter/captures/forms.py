@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from enum import Enum
 
 from .unpacking import MOST_BYTES, ZSTD
-from .wire import may_be_request
+from .wire import end_of_field, may_be_request
 
 HEAD = 2**16
 """Bytes that are looked at."""
@@ -70,8 +70,19 @@ def may_be_message(data: bytes | bytearray, place: int = 0) -> bool:
     )
 
 
+def is_one_field(data: bytes | bytearray, place: int) -> bool:
+    """
+    Whether what may be a message at *place* is compressed, or one field that fills it.
+
+    Then it is hardly anything else, even where its end is not there.
+    """
+    begin = place + PREFIX
+    length = int.from_bytes(data[place:begin], "big")
+    return data.startswith(ZSTD, begin) or end_of_field(data, begin) == begin + length
+
+
 _CANDIDATE = re.compile(rb'(?s)(?=[\x00-\x03]...(?:\x0a|\x28\xb5\x2f\xfd|\{"))')
-_LEAST = 32
+_LEAST = 22
 """Bytes of a message that is looked for; what is smaller has no point, and noise looks like it."""
 
 FARTHEST = 2**26

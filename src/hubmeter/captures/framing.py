@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Literal, TypeAlias, TypeVar
 
-from .forms import FARTHEST, PREFIX, is_json, may_be_message, next_message
+from .forms import FARTHEST, PREFIX, is_json, is_one_field, may_be_message, next_message
 from .unpacking import GAP, MOST_BYTES
 from .window import Window
 
@@ -75,10 +75,16 @@ def messages(window: Window, decode: Callable[[bytes], Decoded | None]) -> Itera
     """
     What *decode* makes of each message in *window*; it returns None for what is none.
 
+    A message counts if another follows it, or the end. If neither does, it counts unless another
+    begins in it: where a Collector was killed in a message and went on in the same file, the next
+    completes the torn one, often to one that can be decoded, with numbers that nobody sent.
+
     After a broken message the next is found by its length, if a message is there. Otherwise the
-    length is wrong too, as where a Collector was killed and went on in the same file: then the
-    next place counts at which a length and the lengths inside the message agree, and it can be
-    decoded. Everything before that is one loss.
+    length is wrong too: then the next place counts at which a length and the lengths inside the
+    message agree, and it can be decoded. Everything before that is one loss.
+
+    What cannot be told, as nothing in the format says it: that a message was torn by exactly as
+    many bytes as whole messages behind it have, or as the beginning of one that was torn too.
     """
     while window.fill(1):
         found, size = _message(window, decode)
@@ -94,24 +100,64 @@ def messages(window: Window, decode: Callable[[bytes], Decoded | None]) -> Itera
             yield loss
 
 
+def are_whole(data: bytes | bytearray) -> bool:
+    """Whether *data* ends where a message does, if all lengths in it are right."""
+    place = 0
+    while place < len(data):
+        place += _size(data, place)
+    return place == len(data)
+
+
+def _size(data: bytes | bytearray, place: int = 0) -> int:
+    """Of the message at *place*, with the length in front."""
+    return PREFIX + int.from_bytes(data[place : place + PREFIX], "big")
+
+
 def _message(
     window: Window, decode: Callable[[bytes], Decoded | None]
 ) -> tuple[Decoded | None, int]:
     """The message at hand, if it is one, and its size with the length in front."""
     window.fill(2 * PREFIX)
-    size = PREFIX + int.from_bytes(window.data[:PREFIX], "big")
-    if not may_be_message(window.data) or not window.fill(size):
+    size = _size(window.data)
+    if not may_be_message(window.data) or not window.fill(size) or _is_torn(window, size):
         return None, size
     return decode(bytes(memoryview(window.data)[PREFIX:size])), size
 
 
+def _is_torn(window: Window, size: int) -> bool:
+    """Whether the *size* bytes at hand are hardly one message, though their length says so."""
+    return not _is_followed(window, size) and _holds_message(window, size)
+
+
+def _holds_message(window: Window, size: int) -> bool:
+    """Whether a message begins in the *size* bytes at hand, behind their first one."""
+    place = 1
+    while place < size and window.fill(place + 2 * PREFIX):
+        place, end = next_message(window.data, place)
+        if end and place < size and _is_likely(window, place):
+            return True
+        place += bool(end)
+    return False
+
+
+def _is_followed(window: Window, size: int) -> bool:
+    """Whether a message is behind the *size* bytes at hand, or nothing."""
+    return not window.fill(size + 1) or _is_likely(window, size)
+
+
+def _is_likely(window: Window, place: int) -> bool:
+    """Whether a message begins at *place*, as all says that is there of it."""
+    window.fill(place + PREFIX)
+    size = _size(window.data, place)
+    is_whole = size <= FARTHEST and window.fill(place + size)
+    is_possible = may_be_message(window.data, place)
+    return is_possible and (is_whole or is_one_field(window.data, place))
+
+
 def _step_over(window: Window, size: int) -> Loss | None:
-    """Drop *size* bytes, if after these there is another message, or the end."""
-    if size > FARTHEST or not window.fill(size):
-        return "stretch"
-    if window.fill(size + 2 * PREFIX) and not may_be_message(window.data, size):
-        return "stretch"
-    if size < len(window.data) < size + 2 * PREFIX:
+    """Drop *size* bytes, if another message, or the end, is behind these, and none in them."""
+    is_far = size > FARTHEST or not window.fill(size)
+    if is_far or not _is_followed(window, size) or _holds_message(window, size):
         return "stretch"
     window.drop(size)
     return "record" if size > PREFIX else None  # an empty request is nothing to lose

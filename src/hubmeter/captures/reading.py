@@ -14,7 +14,7 @@ from ..decode.otlp_json import BAD_LINE, JsonDecoder
 from ..decode.otlp_json import _parsed as parsed
 from ..errors import DecodeError
 from .forms import HEAD, Form, form_of, likely_form
-from .framing import Line, lines, messages, pieces_of
+from .framing import Line, are_whole, lines, messages, pieces_of
 from .unpacking import CUT_OFF, DAMAGED, GAP, MOST_BYTES, ZSTD, unpacked, unpacked_record
 from .window import Window
 from .wire import signal_of
@@ -265,9 +265,10 @@ class _Stretch:
         """Whether *file* begins with the rest of a record, or with another line."""
         if self.form is Form.LINES:
             return file.form in (Form.LINES, None)
-        if self.form is Form.MESSAGES and self.window.data:  # a message is not complete
-            return file.form in (Form.MESSAGE, None)
-        return self.form is Form.MESSAGES and file.form is None
+        if self.form is Form.MESSAGES:
+            is_torn = not are_whole(self.window.data)
+            return file.form is None or (file.form is Form.MESSAGE and is_torn)
+        return False
 
 
 def _chunks(source: Source) -> Iterator[bytes]:

@@ -59,6 +59,19 @@ def may_be_request(data: bytes | bytearray, begin: int, length: int) -> bool:
     return place >= len(data) or place == end
 
 
+def end_of_field(data: bytes | bytearray, place: int) -> int:
+    """
+    Where the field of a request that begins at *place* ends, by the length that it states.
+
+    0 where none is there.
+    """
+    try:
+        size, inner = _varint(data, place + 1)
+    except ValueError:
+        return 0
+    return inner + size
+
+
 def _items(body: bytes) -> Iterator[tuple[int, int]]:
     """Where the metrics, spans or log records are."""
     for tag, begin, end in _fields(body, 0, len(body)):
