@@ -377,6 +377,22 @@ def test_a_file_that_begins_in_the_middle(form: str) -> None:
         assert sum(skipped.values()) == 1
 
 
+def test_a_file_that_begins_anywhere_in_a_line() -> None:
+    """Also with four characters in front of an object, which would be a length of 574 megabytes."""
+    first = line(request(gauge(POWER, "W", point(1, T0, a=1, b=2), point(2, T0, a=3))))
+    rest = joined("JSON lines", range(3))
+    for cut in range(1, len(first) - 1):
+        assert read(first[cut:] + rest) == ([0, 1, 2], {BAD_LINE: 1}), first[cut : cut + 9]
+
+
+def test_a_line_that_goes_on_behind_a_torn_one_may_be_split_too() -> None:
+    """Its two parts are in two files, the first of them behind what a killed Collector wrote."""
+    torn, whole, last = (line(ENDS["double"](T0 + n * SECOND)) for n in range(3))
+    for cut in range(1, len(whole)):
+        files = torn[: cut % (len(torn) - 1)] + whole[:cut], whole[cut:] + last
+        assert measured(*files) == measured(whole + last), cut
+
+
 @pytest.mark.parametrize("form", PARTS)
 def test_holes_are_one_loss_each(form: str) -> None:
     """Zeros where a disk lost its power."""

@@ -62,12 +62,18 @@ def may_be_message(data: bytes | bytearray, place: int = 0) -> bool:
     length = int.from_bytes(data[place:begin], "big")
     if not 0 < length <= MOST_BYTES or len(data) <= begin:
         return False
-    if data[place:begin].isspace():  # text, as likely as a length of some hundred megabytes is not
+    if length > FARTHEST and _TEXT.match(data[place:begin]):  # as likely as such a length is not
         return False
-    head = data[begin : begin + len(ZSTD)]
-    return (
-        may_be_request(data, begin, length) or ZSTD.startswith(head) or b'{"'.startswith(head[:2])
+    return may_be_request(data, begin, length) or any(
+        known.startswith(data[begin : begin + len(known)]) for known in (ZSTD, _JSON_REQUEST)
     )
+
+
+_JSON_REQUEST = b'{"resource'
+_TEXT = re.compile(rb"[\t-\r -~]{4}")
+
+FARTHEST = 2**26
+"""Bytes that a doubtful length may lead to: all of them are held."""
 
 
 def is_one_field(data: bytes | bytearray, place: int) -> bool:
@@ -81,12 +87,9 @@ def is_one_field(data: bytes | bytearray, place: int) -> bool:
     return data.startswith(ZSTD, begin) or end_of_field(data, begin) == begin + length
 
 
-_CANDIDATE = re.compile(rb'(?s)(?=[\x00-\x03]...(?:\x0a|\x28\xb5\x2f\xfd|\{"))')
+_CANDIDATE = re.compile(rb'(?s)(?=[\x00-\x03]...(?:\x0a|\x28\xb5\x2f\xfd|\{"resource))')
 _LEAST = 22
 """Bytes of a message that is looked for; what is smaller has no point, and noise looks like it."""
-
-FARTHEST = 2**26
-"""Bytes that a doubtful length may lead to: all of them are held."""
 
 
 def next_message(data: bytes | bytearray, place: int) -> tuple[int, int]:

@@ -63,8 +63,17 @@ def pieces_of(line: Line) -> list[bytes]:
     string there would be backslashes, so this finds beginnings of records only.
     """
     starts = {match.start() for match in _NEW_RECORD.finditer(line.content)}
-    places = sorted({0, len(line.content), *line.joints, *starts})
-    return [line.content[begin:end] for begin, end in pairwise(places)]
+    places = sorted({0, len(line.content), *starts})
+    return [piece for begin, end in pairwise(places) for piece in _parts(line, begin, end)]
+
+
+def _parts(line: Line, begin: int, end: int) -> Iterator[bytes]:
+    """What is from *begin* to *end*: one record that goes on at joints, or one from each on."""
+    joints = [joint for joint in line.joints if begin < joint < end]
+    if joints and is_json(line.content[begin:end]):
+        joints = []
+    for one, other in pairwise([begin, *joints, end]):
+        yield line.content[one:other]
 
 
 Loss: TypeAlias = Literal["record", "stretch", "end"]
