@@ -140,6 +140,40 @@ def test_switched_off_it_is_only_the_command(tmp_path: Path) -> None:
     assert not (tmp_path / "hubmeter-data").exists()
 
 
+@pytest.mark.parametrize("before", [(), ("--gpus", "none", "-q")])
+def test_where_nothing_can_be_said_it_runs_all_the_same(
+    before: tuple[str, ...], tmp_path: Path
+) -> None:
+    """With stderr on a full disk, say, and something to complain about."""
+    environment = {**os.environ, "HUBMETER_PRICE_KWH": "abc"}
+    with Path("/dev/full").open("wb") as full:
+        ended = subprocess.run(
+            [*RUN, *before, *sh("echo RAN; exit 6")],
+            stdout=subprocess.PIPE, stderr=full, env=environment, timeout=60, check=False,
+        )  # fmt: skip
+
+    assert (ended.returncode, ended.stdout) == (6, b"RAN\n")
+    assert len(shards(tmp_path / "hubmeter-data")) == 1
+
+
+def test_where_nothing_can_be_recorded_the_command_has_its_variables() -> None:
+    """Those that are changed for us are as they were."""
+    code = (
+        "from hubmeter import wrapping; wrapping.Pipeline = None\n"
+        "import sys; sys.argv = ['hubmeter', *sys.argv[1:]]\n"
+        "from hubmeter.commands.wrapped import run; run()"
+    )
+    environment = {**os.environ, "OTEL_SDK_DISABLED": "true"}
+    environment.pop("HF_HUB_DISABLE_PROGRESS_BARS", None)
+    ended = subprocess.run(
+        [sys.executable, "-c", code, *sh('echo "$OTEL_SDK_DISABLED$HF_HUB_DISABLE_PROGRESS_BARS"')],
+        env=environment, capture_output=True, timeout=60, check=False,
+    )  # fmt: skip
+
+    assert (ended.returncode, ended.stdout) == (0, b"true\n")
+    assert b"nothing is recorded" in ended.stderr
+
+
 # -- variables of the command
 
 

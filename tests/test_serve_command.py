@@ -127,6 +127,51 @@ def test_a_signal_that_comes_twice_is_one(tmp_path: Path) -> None:
     assert "published 1 row to" in said
 
 
+def test_a_log_that_nobody_reads_any_more_stops_nothing(tmp_path: Path) -> None:
+    """
+    Ctrl-C ends `hubmeter serve 2>&1 | tee log` with its tee: the receiver publishes alone.
+    """
+    with serving(tmp_path) as (address, process):
+        assert post(address) == 200
+        assert process.stderr is not None
+        process.stderr.close()
+        process.send_signal(signal.SIGINT)
+        process.wait(60)
+
+    assert process.returncode == 130
+    assert open_dataset(tmp_path / "hubmeter-data")["run_id"].to_pylist() == ["served"]
+
+
+def test_a_log_on_a_full_disk_does_not_keep_it_from_starting(tmp_path: Path) -> None:
+    """
+    It takes points, publishes, and ends as ever.
+    """
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    with Path("/dev/full").open("wb") as full:
+        process = subprocess.Popen(
+            [*SERVE, "--http", address, "--grpc", "off"], cwd=tmp_path, stderr=full
+        )
+    try:
+        deadline = time.monotonic() + 30
+        while not _is_taken(f"http://{address}"):
+            assert process.poll() is None
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+        process.terminate()
+        assert process.wait(60) == 0
+    finally:
+        process.kill()
+    assert open_dataset(tmp_path / "hubmeter-data")["run_id"].to_pylist() == ["served"]
+
+
+def _is_taken(address: str) -> bool:
+    try:
+        return post(address) == 200
+    except urllib.error.URLError:
+        return False
+
+
 def test_a_silent_run_is_published_while_it_receives(tmp_path: Path) -> None:
     """
     Nobody has to end the receiver to see a run.

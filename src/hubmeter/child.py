@@ -39,16 +39,16 @@ FROM_THE_KERNEL = 0x80
 LONGEST_WAIT_S = 3600.0
 
 
-def replace_this_process(command: tuple[str, ...]) -> NoReturn:
+def replace_this_process(command: tuple[str, ...], environment: Mapping[str, str]) -> NoReturn:
     """
-    Become *command*.
+    Become *command*, with *environment* as all of its variables.
 
     Raises:
         OSError: It cannot be started.
     """
     for number in SET_BY_PYTHON:
         signal.signal(number, signal.SIG_DFL)
-    os.execvp(command[0], command)  # noqa: S606 - what the user asked for
+    os.execvpe(command[0], command, environment)  # noqa: S606 - what the user asked for
 
 
 class HeldSignals:

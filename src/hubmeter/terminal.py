@@ -9,6 +9,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from functools import wraps
 from pathlib import Path
 from shlex import quote
@@ -76,8 +77,13 @@ def checked(_: click.Context, parameter: click.Parameter, text: str | None) -> s
 
 
 def say(text: str) -> None:
-    """Words for a person; what stands in them from outside cannot steer the terminal."""
-    click.echo("\n".join(map(printable, text.split("\n"))), err=True)
+    """
+    Words for a person; what stands in them from outside cannot steer the terminal.
+
+    If they cannot be written, nobody hears them: no work of ours ends for that.
+    """
+    with suppress(OSError):
+        click.echo("\n".join(map(printable, text.split("\n"))), err=True)
 
 
 def inputs_of(srcs: Sequence[str]) -> list[Source]:

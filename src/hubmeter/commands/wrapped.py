@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, NoReturn
 
 import click
@@ -76,7 +77,7 @@ def run(
     for problem in settings.problems:
         say(f"hubmeter: {problem}")
     if settings.disabled:
-        _become(command)
+        _become(command, os.environ)
     _run(command, settings, interval_s=interval_s, budget_s=budget_s, is_quiet=is_quiet)
 
 
@@ -98,7 +99,7 @@ def _run(
     if recording is None:
         notes.show()
         signals.release()
-        _become(command)
+        _become(command, environment)
     try:
         child = Child(command, recording.environment, signals)
     except OSError as error:
@@ -112,11 +113,11 @@ def _run(
         end_like(status)
 
 
-def _become(command: tuple[str, ...]) -> NoReturn:
+def _become(command: tuple[str, ...], environment: Mapping[str, str]) -> NoReturn:
     from ..child import replace_this_process
 
     try:
-        replace_this_process(command)
+        replace_this_process(command, environment)
     except OSError as error:
         _cannot_run(command, error)
 
