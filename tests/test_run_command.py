@@ -131,6 +131,21 @@ def test_a_command_that_cannot_run_is_one_line(tmp_path: Path, disabled: str) ->
     assert not list(Path(os.environ["HF_HOME"]).rglob("*.journal"))
 
 
+@pytest.mark.parametrize("disabled", ["0", "1"])
+def test_a_script_without_an_interpreter_is_one_for_sh(tmp_path: Path, disabled: str) -> None:
+    """As of a shell, by its path and by PATH."""
+    script = tmp_path / "bin" / "script"
+    script.parent.mkdir()
+    script.write_text('echo "$0" "$@"; exit 5\n')
+    script.chmod(0o755)
+    path = f"{script.parent}:{os.environ['PATH']}"
+    environment = {**os.environ, "HUBMETER_DISABLED": disabled, "PATH": path}
+    for command in ("bin/script", "script"):
+        ended = run(command, "a b", "-c", env=environment)
+        found = command if "/" in command else str(script)
+        assert (ended.returncode, ended.stdout) == (5, f"{found} a b -c\n".encode())
+
+
 def test_switched_off_it_is_only_the_command(tmp_path: Path) -> None:
     """With HUBMETER_DISABLED=1 nothing is said or recorded, and no variable is added."""
     script = "env | grep -cE '^(OTEL|HUBMETER)'; kill -PIPE $$"
@@ -227,6 +242,8 @@ def test_metrics_that_go_elsewhere_still_do(signal_of: str) -> None:
 
 # -- signals
 
+HANG_UP = b""
+
 TAKE_TERMINAL = """
 import fcntl, os, sys, termios
 fcntl.ioctl(0, termios.TIOCSCTTY, 0)
@@ -235,12 +252,13 @@ os.execv(sys.argv[1], sys.argv[1:])
 
 EACH_ONCE = """
 import os, signal, sys, time
+name_of = {getattr(signal, name): name for name in sys.argv[1:]}
 def note(number, _):
-    print(signal.Signals(number).name, flush=True)
+    print(name_of[number], flush=True)
     if number == signal.SIGTERM:
         os._exit(9)
-for name in ("HUP", "INT", "QUIT", "USR1", "USR2", "CONT", "TERM"):
-    signal.signal(getattr(signal, "SIG" + name), note)
+for number in name_of:
+    signal.signal(number, note)
 print("ready", flush=True)
 while True:
     time.sleep(1)
@@ -249,9 +267,13 @@ while True:
 
 def test_signals_are_passed_on_once(tmp_path: Path) -> None:
     """Whoever signals us means the command, which decides what becomes of it."""
-    process = start(sys.executable, "-c", EACH_ONCE)
+    names = (
+        *("SIGHUP", "SIGINT", "SIGQUIT", "SIGUSR1", "SIGUSR2", "SIGCONT", "SIGABRT", "SIGALRM"),
+        *("SIGVTALRM", "SIGPROF", "SIGXCPU", "SIGIO", "SIGPWR", "SIGRTMIN", "SIGRTMAX", "SIGTERM"),
+    )
+    process = start(sys.executable, "-c", EACH_ONCE, *names)
     assert process.stdout is not None
-    for name in ("SIGHUP", "SIGINT", "SIGQUIT", "SIGUSR1", "SIGUSR2", "SIGCONT", "SIGTERM"):
+    for name in names:
         process.send_signal(getattr(signal, name))
         assert process.stdout.readline().decode() == f"{name}\n"
     rest, _ = process.communicate(timeout=30)
@@ -281,6 +303,49 @@ sys.exit(5)
     assert ends == 5
     assert "interrupted 1 time" in said
     assert "Traceback" not in said
+    assert len(shards(tmp_path / "hubmeter-data")) == 1
+
+
+def test_a_terminal_that_is_closed_ends_the_command(tmp_path: Path) -> None:
+    """As the only job of `ssh -t`: the kernel tells the leader of the session, and nobody else."""
+    ends, _ = _in_a_terminal([*RUN, *sh("echo ready; exec sleep 60")], HANG_UP)
+
+    assert ends == -signal.SIGHUP
+    assert len(shards(tmp_path / "hubmeter-data")) == 1
+
+
+@pytest.mark.parametrize("recorded", ["begin(*given, **named)", "None"])
+def test_ctrl_c_before_the_command_has_begun_is_the_end(recorded: str, tmp_path: Path) -> None:
+    """Whether it would be recorded or not: nothing is run."""
+    code = f"""
+import signal, sys, time
+from hubmeter import wrapping
+begin = wrapping.begin
+def beginning(*given, **named):
+    print("ready", flush=True)
+    while signal.SIGINT not in signal.sigpending():
+        time.sleep(0.01)
+    return {recorded}
+wrapping.begin = beginning
+sys.argv = ["hubmeter", *sys.argv[1:]]
+from hubmeter.commands.wrapped import run
+run()
+"""
+    ends, said = _in_a_terminal([sys.executable, "-c", code, *sh("touch ran")], b"\x03")
+
+    assert (ends, "".join(said.split())) == (-signal.SIGINT, "ready^C")
+    assert not (tmp_path / "ran").exists()
+    assert not (tmp_path / "hubmeter-data").exists()
+
+
+def test_an_alarm_that_was_set_before_is_for_the_command(tmp_path: Path) -> None:
+    """`perl -e 'alarm 3; exec @ARGV' COMMAND` limits its time, also with us in front of it."""
+    code = "import os, signal, sys; signal.alarm(3); os.execv(sys.argv[1], sys.argv[1:])"
+    ended = subprocess.run(
+        [sys.executable, "-c", code, *RUN, *sh("exec sleep 60")], timeout=30, check=False
+    )
+
+    assert ended.returncode == -signal.SIGALRM
     assert len(shards(tmp_path / "hubmeter-data")) == 1
 
 
@@ -573,7 +638,11 @@ def test_without_time_to_publish_the_last_sample_is_kept(tmp_path: Path) -> None
 
 
 def _in_a_terminal(command: list[str], typed: bytes) -> tuple[int, str]:
-    """Run *command* in a terminal of its own, type when it is ready; its exit code and output."""
+    """
+    Run *command* in a terminal of its own, type when it is ready; its exit code and output.
+
+    HANG_UP closes the terminal instead.
+    """
     ours, theirs = pty.openpty()
     process = subprocess.Popen(
         [sys.executable, "-c", TAKE_TERMINAL, *command],
@@ -586,6 +655,8 @@ def _in_a_terminal(command: list[str], typed: bytes) -> tuple[int, str]:
     said = b""
     for piece in _pieces(ours):
         if b"ready" not in said and b"ready" in said + piece:
+            if typed is HANG_UP:
+                break
             os.write(ours, typed)
         said += piece
     os.close(ours)

@@ -7,13 +7,16 @@ in Python would not learn whether the terminal sent a signal, and then the child
 
 from __future__ import annotations
 
+import errno
 import math
 import os
+import shutil
 import signal
 import sys
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
+from functools import partial
 from typing import Any, NoReturn
 
 from .deadline import Deadline
@@ -21,22 +24,37 @@ from .deadline import Deadline
 END_SIGNALS = frozenset({signal.SIGTERM, signal.SIGHUP})
 """Who sends them will not wait for long."""
 
-PASSED_ON = END_SIGNALS | {
-    signal.SIGINT,
-    signal.SIGQUIT,
-    signal.SIGUSR1,
-    signal.SIGUSR2,
-    signal.SIGCONT,
-    signal.SIGTSTP,
-}
+STOP_AND_GO = frozenset({signal.SIGTSTP, signal.SIGCONT})
+
+NOT_OURS = frozenset(
+    getattr(signal, name)
+    for name in (
+        *("SIGKILL", "SIGSTOP"),  # nobody can hold them back
+        *("SIGCHLD", "SIGURG", "SIGWINCH"),  # they end nobody
+        *("SIGTTIN", "SIGTTOU"),  # stop us as they stop the child
+        *("SIGPIPE", "SIGXFSZ"),  # for who writes
+        *("SIGILL", "SIGTRAP", "SIGBUS", "SIGFPE", "SIGSEGV", "SIGSYS"),  # our own faults
+    )
+)
+
+PASSED_ON = frozenset(signal.valid_signals()) - NOT_OURS
+"""All others: each would end us, and leave the child alone."""
 
 SET_BY_PYTHON = (signal.SIGPIPE, signal.SIGXFSZ)
 """The interpreter ignores them, which a command would inherit."""
 
 FROM_THE_KERNEL = 0x80
-"""``SI_KERNEL``: of the terminal, for all processes in its foreground."""
+"""``SI_KERNEL``: of the terminal, or of a timer."""
+
+TYPED = frozenset({signal.SIGINT, signal.SIGQUIT, signal.SIGTSTP})
+"""The terminal sends them to all processes in its foreground."""
+
+HUNG_UP = frozenset({signal.SIGHUP, signal.SIGCONT})
+"""Likewise, but first to the leader of its session alone: the others when that has ended."""
 
 LONGEST_WAIT_S = 3600.0
+
+SHELL = "/bin/sh"
 
 
 def replace_this_process(command: tuple[str, ...], environment: Mapping[str, str]) -> NoReturn:
@@ -48,7 +66,25 @@ def replace_this_process(command: tuple[str, ...], environment: Mapping[str, str
     """
     for number in SET_BY_PYTHON:
         signal.signal(number, signal.SIG_DFL)
-    os.execvpe(command[0], command, environment)  # noqa: S606 - what the user asked for
+    try:
+        # With its own search it would go on where PATH has another program of that name.
+        os.execvpe(_place(command, environment), command, environment)  # noqa: S606
+    except OSError as error:
+        script = _as_script(command, environment, error)
+    os.execve(SHELL, script, environment)  # noqa: S606
+
+
+def _as_script(
+    command: tuple[str, ...], environment: Mapping[str, str], refusal: OSError
+) -> tuple[str, ...]:
+    """What shells do with a file that has no ``#!``, if that was why the kernel refused it."""
+    if refusal.errno != errno.ENOEXEC:
+        raise refusal
+    return (SHELL, _place(command, environment), *command[1:])
+
+
+def _place(command: tuple[str, ...], environment: Mapping[str, str]) -> str:
+    return shutil.which(command[0], path=environment.get("PATH")) or command[0]
 
 
 class HeldSignals:
@@ -69,9 +105,14 @@ class HeldSignals:
         held = self.numbers | {signal.SIGCHLD}
         self.before = signal.pthread_sigmask(signal.SIG_BLOCK, held)
 
+    def end_if_asked(self) -> None:
+        """End by a signal that has come until now: no command is there yet to decide on it."""
+        for number in signal.sigpending() & (self.numbers - STOP_AND_GO):
+            end_like(number)
+
     def release(self) -> None:
         """From now on Ctrl-C is a KeyboardInterrupt, and what else would end us is too late."""
-        for number in self.numbers - {signal.SIGCONT, signal.SIGTSTP}:
+        for number in self.numbers - STOP_AND_GO:
             handler = signal.default_int_handler if number == signal.SIGINT else _nothing
             signal.signal(number, handler)
         signal.pthread_sigmask(signal.SIG_SETMASK, self.before)
@@ -100,13 +141,12 @@ class Child:
         self._signals = signals
         self._asked_to_end_s: float | None = None
         # No fork: there are threads, and a fork would copy whatever locks they hold.
-        self._pid = os.posix_spawnp(
-            command[0],
-            command,
-            environment,
-            setsigmask=signals.before,
-            setsigdef=SET_BY_PYTHON,
-        )
+        spawn = partial(os.posix_spawnp, setsigmask=signals.before, setsigdef=SET_BY_PYTHON)
+        try:
+            self._pid = spawn(command[0], command, environment)
+        except OSError as error:
+            script = _as_script(command, environment, error)
+            self._pid = spawn(SHELL, script, environment)
 
     def asked_to_end_for_s(self) -> float | None:
         """How long ago somebody first asked for an end by SIGTERM or SIGHUP, if anybody did."""
@@ -147,10 +187,18 @@ class Child:
                 return status if pid else None
 
     def _pass_on(self, received: signal.struct_siginfo) -> None:
-        if received.si_code != FROM_THE_KERNEL:
+        if not _is_for_both(received):
             os.kill(self._pid, received.si_signo)
         if received.si_signo == signal.SIGTSTP:
             _stop_too()
+
+
+def _is_for_both(received: signal.struct_siginfo) -> bool:
+    """Whether the kernel sent it to the child, too."""
+    if received.si_code != FROM_THE_KERNEL:
+        return False
+    leads = os.getsid(0) == os.getpid()
+    return received.si_signo in (TYPED if leads else TYPED | HUNG_UP)
 
 
 def _stop_too() -> None:

@@ -90,12 +90,15 @@ def _run(
     is_quiet: bool,
 ) -> NoReturn:
     from ..child import Child, HeldSignals, end_like
-    from ..wrapping import begin
 
     signals = HeldSignals()
+
+    from ..wrapping import begin
+
     environment = _environment_of_command()
     notes = _Notes(logging.ERROR if is_quiet else logging.WARNING)
     recording = begin(settings, environment, command, interval_s=interval_s, say=say)
+    signals.end_if_asked()
     if recording is None:
         notes.show()
         signals.release()
