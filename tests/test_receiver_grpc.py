@@ -11,9 +11,9 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -71,6 +71,9 @@ MIB = 2**20
 GZIP = grpc.Compression.Gzip
 DEFLATE = grpc.Compression.Deflate
 Code = grpc.StatusCode
+
+OWN_CONNECTION = {"grpc.use_local_subchannel_pool": 1}
+"""Else the channels of one process share one."""
 
 
 @pytest.fixture(name="served", scope="module")
@@ -258,6 +261,51 @@ def test_a_message_that_does_not_come_in_time() -> None:
         assert call(channel, proto(1.0)) == b""
 
 
+def test_one_client_that_says_nothing_does_not_hold_up_the_others() -> None:
+    """Of one connection only some requests are taken in at a time."""
+    served = Served(http=None)
+    with served, served.channel(**OWN_CONNECTION) as bad, _silence(bad, 100):
+        time.sleep(0.5)
+        for value in range(3):
+            assert served.export(proto(float(value)), timeout=5) == b""
+    assert served.kept.values() == [0.0, 1.0, 2.0]
+
+
+def test_many_clients_that_say_nothing_let_others_go_first() -> None:
+    """They are told to come again, as soon as somebody else comes."""
+    with Served(http=None, slowest_s=6) as served, ExitStack() as stack:
+        silent = []
+        for _ in range(20):
+            channel = stack.enter_context(served.channel(**OWN_CONNECTION))
+            silent += stack.enter_context(_silence(channel, 2))
+        time.sleep(0.5)
+        for value in range(3):
+            assert served.export(proto(float(value)), timeout=5) == b""
+        errors = [one.exception() for one in silent]
+    assert served.kept.values() == [0.0, 1.0, 2.0]
+    sent_away = [error for error in errors if error.code() is Code.UNAVAILABLE]
+    assert sent_away
+    assert {retry_delay_s(error) for error in sent_away} == {1.0}
+
+
+@contextmanager
+def _silence(channel: grpc.Channel, count: int) -> Iterator[list[Any]]:
+    """*count* requests that do not come to their message."""
+    over = threading.Event()
+
+    def nothing() -> Any:
+        over.wait(60)
+        yield b""
+
+    calls = [channel.stream_unary(METRICS).future(nothing(), timeout=60) for _ in range(count)]
+    try:
+        yield calls
+    finally:
+        over.set()
+        for one in calls:
+            one.cancel()
+
+
 def test_a_connection_that_is_no_http_2() -> None:
     """It is closed, at once or in time."""
     with Served(http=None, slowest_s=0.5) as served:
@@ -341,8 +389,7 @@ def test_case_23_a_hundred_clients_at_once(served: Served, kept: Kept) -> None:
     """Each with a channel of its own and ten requests; none is told to come again."""
 
     def send(client: int) -> None:
-        # Else the channels of one process share a connection.
-        with served.channel(**{"grpc.use_local_subchannel_pool": 1}) as channel:
+        with served.channel(**OWN_CONNECTION) as channel:
             for number in range(10):
                 assert call(channel, proto(client * 100.0 + number)) == b""
 
@@ -482,7 +529,7 @@ def test_one_port_with_a_hundred_clients() -> None:
 
     def send(client: int) -> None:
         if client % 2:
-            with served.channel(**{"grpc.use_local_subchannel_pool": 1}) as channel:
+            with served.channel(**OWN_CONNECTION) as channel:
                 for _ in range(5):
                     call(channel, proto(float(client)))
         else:

@@ -105,10 +105,17 @@ class Reply(NamedTuple):
 class Refused(Exception):
     """A request that does not come as far as its data; *headers* go with the answer."""
 
-    def __init__(self, status: Status, message: str, **headers: str) -> None:
+    def __init__(
+        self,
+        status: Status,
+        message: str,
+        *,
+        retry_after_s: float | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
         super().__init__(message)
-        self.answer = Answer(status=status, message=message)
-        self.headers = headers
+        self.answer = Answer(status=status, message=message, retry_after_s=retry_after_s)
+        self.headers = headers or {}
 
 
 def http_reply(answer: Answer, signal: Signal | None = None, form: Form | None = None) -> Reply:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Mapping
 from typing import Any
+from weakref import WeakValueDictionary
 
 import grpc
 from grpc.aio import EOF, Server, ServicerContext
@@ -40,13 +41,45 @@ SERVICES: Mapping[str, Signal] = {
 AT_ONCE = 16
 """Messages that are taken in at a time; how big they will be is not known before."""
 
-MOST_WAITING = 1000
-"""Requests that wait for their turn."""
+OF_ONE = 4
+"""Likewise of one connection: none has all turns."""
+
+MOST_REQUESTS = 1000
+"""At a time; most of them wait for their turn."""
 
 STREAMS = 128
 """Of one connection at a time."""
 
+PATIENCE = 1 / 6
+"""
+Of the time for a message. After that a turn is taken away if somebody waits for it: who says
+nothing must not stop who has something to say.
+"""
+
 _CODES = {code.value[0]: code for code in grpc.StatusCode}
+
+
+class Gate:
+    """
+    Lets so many through at a time.
+
+    Attributes:
+        waiting: Who came and is not through yet.
+    """
+
+    def __init__(self, most: int) -> None:
+        self.waiting = 0
+        self._turns = asyncio.Semaphore(most)
+
+    async def __aenter__(self) -> None:
+        self.waiting += 1
+        try:
+            await self._turns.acquire()
+        finally:
+            self.waiting -= 1
+
+    async def __aexit__(self, *_: object) -> None:
+        self._turns.release()
 
 
 class GrpcDoor:
@@ -57,8 +90,9 @@ class GrpcDoor:
         self._desk = desk
         self._room = room
         self._problems = problems
-        self._turns = asyncio.Semaphore(AT_ONCE)
-        self._waiting = 0
+        self._gate = Gate(AT_ONCE)
+        self._gates: WeakValueDictionary[str, Gate] = WeakValueDictionary()
+        self._requests = 0
         self._server: Server | None = None
 
     async def open(self, address: Address) -> Address:
@@ -107,18 +141,16 @@ class GrpcDoor:
         metadata = dict(context.invocation_metadata() or ())
         if not is_allowed(str(metadata.get("authorization", "")), self._doors.token):
             raise Refused(Status.UNAUTHENTICATED, "the bearer token is wrong or missing")
-        if self._waiting >= MOST_WAITING:
+        if self._requests >= MOST_REQUESTS:
             words = "too many requests at a time"
             return Answer(status=Status.BUSY, message=words, retry_after_s=1.0)
-        self._waiting += 1
+        gate = self._gates.setdefault(context.peer(), Gate(OF_ONE))
+        self._requests += 1
         try:
-            await self._turns.acquire()
+            async with gate, self._gate:
+                return await self._taken(signal, context)
         finally:
-            self._waiting -= 1
-        try:
-            return await self._taken(signal, context)
-        finally:
-            self._turns.release()
+            self._requests -= 1
 
     async def _taken(self, signal: Signal, context: ServicerContext[Any, Any]) -> Answer:
         message = await self._message(context)
@@ -136,14 +168,27 @@ class GrpcDoor:
             return await self._desk.take(signal, "protobuf", body)
 
     async def _message(self, context: ServicerContext[Any, Any]) -> bytes:
-        try:
-            message = await asyncio.wait_for(context.read(), self._doors.slowest_s)
-        except asyncio.TimeoutError:
-            raise Refused(Status.TOO_SLOW, "the message did not come in time") from None
+        message = await self._in_time(asyncio.ensure_future(context.read()))
         if message is EOF:  # if it was too large, gRPC has said so already
             raise Refused(Status.BAD_DATA, "there is no message, or it is too large")
         assert isinstance(message, bytes)
         return message
+
+    async def _in_time(self, reading: asyncio.Future[Any]) -> Any:
+        slowest_s = self._doors.slowest_s
+        deadline = Deadline.after(slowest_s)
+        try:
+            while not deadline.is_over():
+                patience_s = min(PATIENCE * slowest_s, deadline.remaining_s())
+                if (await asyncio.wait({reading}, timeout=patience_s))[0]:
+                    return reading.result()
+                if self._gate.waiting:
+                    words = "the message did not come while others waited"
+                    self._problems.note(f"gRPC: {words}, senders come again")
+                    raise Refused(Status.UNAVAILABLE, words, retry_after_s=1.0)
+        finally:
+            reading.cancel()
+        raise Refused(Status.TOO_SLOW, "the message did not come in time")
 
 
 def _service(name: str, signal: Signal, export: Any) -> Any:

@@ -159,10 +159,11 @@ class HttpDoor:
         if signal is None:
             raise Refused(Status.NOT_FOUND, f"send to one of {', '.join(PATHS)}")
         if request.method != "POST":
-            raise Refused(Status.BAD_METHOD, "send with POST", Allow="POST")
+            raise Refused(Status.BAD_METHOD, "send with POST", headers={"Allow": "POST"})
         if not is_allowed(request.headers.get("Authorization", ""), self._doors.token):
-            words = {"WWW-Authenticate": "Bearer"}
-            raise Refused(Status.UNAUTHENTICATED, "the bearer token is wrong or missing", **words)
+            words = "the bearer token is wrong or missing"
+            headers = {"WWW-Authenticate": "Bearer"}
+            raise Refused(Status.UNAUTHENTICATED, words, headers=headers)
         if form is None:
             known = " or ".join(MEDIA_TYPES)
             raise Refused(Status.UNSUPPORTED, f"the Content-Type must be {known}")
@@ -183,7 +184,7 @@ class HttpDoor:
         except UnknownEncoding:
             accepted = {"Accept-Encoding": "gzip, deflate, zstd"}
             words = "the Content-Encoding must be gzip, deflate or zstd, or none"
-            raise Refused(Status.UNSUPPORTED, words, **accepted) from None
+            raise Refused(Status.UNSUPPORTED, words, headers=accepted) from None
 
     async def _chunks(self, request: web.BaseRequest) -> AsyncIterator[bytes]:
         """The body as it comes, if it is not too long and not too slow."""
