@@ -196,6 +196,27 @@ def test_connections_beyond_the_most_come_again() -> None:
         assert until(lambda: _status_of_health(served) == 200)
 
 
+@pytest.mark.parametrize("doors", [{"http": LOOPBACK, "grpc": None}, {"shared": LOOPBACK}])
+def test_connections_that_are_idle_give_way(doors: dict[str, Any]) -> None:
+    """The one that has been so for longest; not who has just been answered, or is asking."""
+    with Served(most_connections=3, **doors) as served, ExitStack() as stack:
+        idle, other, asking = (stack.enter_context(served.raw()) for _ in range(3))
+        for connection in (other, idle, other, asking):
+            connection.sendall(b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n")
+            assert read_response(connection)[0] == 200
+        assert _status_of_health(served) == 429
+        time.sleep(1.1)
+        asking.sendall(b"GET /hea")
+        for gone in (idle, other):
+            assert not is_closed(gone, 0.1)
+            late = stack.enter_context(served.raw())
+            late.sendall(b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n")
+            assert read_response(late)[0] == 200
+            assert is_closed(gone, 5)
+        asking.sendall(b"lthz HTTP/1.1\r\nHost: x\r\n\r\n")
+        assert read_response(asking)[0] == 200
+
+
 def _status_of_health(served: Served) -> int:
     with suppress(ConnectionError):
         return served.post(b"", None, "/healthz", "GET").status

@@ -6,6 +6,7 @@ they hear who do not speak HTTP.
 from __future__ import annotations
 
 import asyncio
+import time
 from typing import Any, cast
 
 from aiohttp import web
@@ -25,20 +26,44 @@ LEAVING_TURNS = 100
 """Of the loop, at most, until a connection that was cut off has left; TLS takes some."""
 
 
+ANSWERED_S = 1.0
+"""After that the answer to a request is with its sender, or at least with the kernel."""
+
+
 class Crowd:
     """The connections that there are, and whether another one is too many."""
 
     def __init__(self, most: int) -> None:
         self._most = most
         self._here: set[asyncio.BaseTransport] = set()
+        self._idle: dict[asyncio.BaseTransport, float] = {}
 
     def enter(self, transport: asyncio.BaseTransport) -> bool:
-        """One more, if it is not here yet; whether there is room for it."""
+        """One more, if it is not here yet; whether there is room for it, or one gives way."""
         self._here.add(transport)
-        return len(self._here) <= self._most
+        return len(self._here) <= self._most or self._one_gives_way()
 
     def leave(self, transport: asyncio.BaseTransport) -> None:
         self._here.discard(transport)
+        self.wake(transport)
+
+    def rest(self, transport: asyncio.BaseTransport) -> None:
+        """It has its answer, or will have it in a moment, and nothing more to say for now."""
+        if transport in self._here:
+            self._idle[transport] = time.monotonic()
+
+    def wake(self, transport: asyncio.BaseTransport) -> None:
+        """It says something."""
+        self._idle.pop(transport, None)
+
+    def _one_gives_way(self) -> bool:
+        for transport, since_s in self._idle.items():  # the first one, for longest
+            if since_s + ANSWERED_S > time.monotonic():
+                return False
+            self.leave(transport)
+            cast(asyncio.Transport, transport).abort()  # TLS would wait for a goodbye
+            return True
+        return False
 
     async def disperse(self) -> None:
         """Cut off who is left, and who was just accepted. No more are accepted by now."""
@@ -83,11 +108,13 @@ class Connection(web.RequestHandler):
     def begin(self) -> None:
         """The headers of a request are here."""
         self._in_request = True
+        self._crowd.wake(self._place)
         self._stop_waiting()
 
     def end(self) -> None:
         """It is answered; the next one may begin."""
         self._in_request = False
+        self._crowd.rest(self._place)
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(transport)
@@ -105,6 +132,7 @@ class Connection(web.RequestHandler):
 
     def data_received(self, data: bytes) -> None:
         if self._hurry is None and not self._in_request:
+            self._crowd.wake(self._place)
             self._wait_for_headers()
         super().data_received(data)
 
