@@ -54,7 +54,7 @@ class Status(Enum):
     UNAUTHENTICATED = (401, 16)
     NOT_FOUND = (404, 5)
     BAD_METHOD = (405, 12)
-    TOO_SLOW = (408, 4)
+    TOO_SLOW = (503, 4)  # with 408 a sender would not come again
     TOO_LARGE = (413, 8)
     UNSUPPORTED = (415, 3)
     BUSY = (429, 8)

@@ -202,7 +202,8 @@ class HttpDoor:
         try:
             return await asyncio.wait_for(content.readany(), deadline.remaining_s())
         except asyncio.TimeoutError:
-            raise Refused(Status.TOO_SLOW, "the body did not come in time") from None
+            words = "the body did not come in time"
+            raise Refused(Status.TOO_SLOW, words, retry_after_s=1.0) from None
         except (web.RequestPayloadError, ConnectionError):
             raise Refused(Status.BAD_DATA, "the body is broken off, or no HTTP") from None
 
