@@ -7,6 +7,7 @@ import http.client
 import os
 import random
 import socket
+import ssl
 import subprocess
 import sys
 import threading
@@ -16,6 +17,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +39,7 @@ from receivers import (
     ask,
     bomb,
     call,
+    certificates,
     is_closed,
     proto,
     read_head,
@@ -200,6 +203,27 @@ def test_connections_beyond_the_most_come_again() -> None:
                 assert b" 429 " in read_head(connection).splitlines()[0]
                 assert is_closed(connection, 5)
         assert until(lambda: _status_of_health(served) == 200)
+
+
+def test_connections_beyond_the_most_do_not_even_begin_with_tls(tmp_path: Path) -> None:
+    """They are closed; when others have gone, or have come to an end, there is room."""
+    files = replace(certificates(tmp_path), client_ca=None)
+    context = ssl.create_default_context(cafile=str(files.certificate))
+    with Served(grpc=None, tls=files, most_connections=20) as served:
+        with ExitStack() as stack:
+            silent = [stack.enter_context(served.raw()) for _ in range(20)]
+            assert is_closed(stack.enter_context(served.raw()), 5)
+            assert not is_closed(silent[0], 0.1)
+        assert until(lambda: _is_healthy(served, context))
+        assert all(_is_healthy(served, context) for _ in range(30))
+
+
+def _is_healthy(served: Served, context: ssl.SSLContext) -> bool:
+    assert served.http_address is not None
+    connection = http.client.HTTPSConnection(*served.http_address, context=context, timeout=10)
+    with closing(connection), suppress(OSError):
+        return ask(connection, b"", None, "/healthz", "GET").status == 200
+    return False
 
 
 @pytest.mark.parametrize("doors", [{"http": LOOPBACK, "grpc": None}, {"shared": LOOPBACK}])

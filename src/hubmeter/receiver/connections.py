@@ -6,7 +6,10 @@ they hear who do not speak HTTP.
 from __future__ import annotations
 
 import asyncio
+import socket
 import time
+from collections.abc import Callable, Coroutine
+from contextlib import suppress
 from typing import Any, cast
 
 from aiohttp import web
@@ -18,6 +21,11 @@ TOO_MANY = (
     b"Connection: close\r\n\r\n"
 )
 
+
+TOO_MANY_AT_A_TIME = "too many connections at a time"
+
+ACCEPTING_AGAIN_S = 1.0
+"""After the last descriptor was taken."""
 
 ACCEPTING_TURNS = 5
 """Of the loop, until a socket that was accepted is a connection."""
@@ -75,6 +83,61 @@ class Crowd:
             await asyncio.sleep(0)
 
 
+class TlsListener:
+    """
+    Accepts connections that are to speak TLS: asyncio would take in any number of them, and show
+    them only when they do.
+
+    Args:
+        listening: Its socket, which it closes.
+        most: As many may be on their way to TLS.
+        connect: What makes a connection of a socket, and takes its time.
+    """
+
+    def __init__(
+        self,
+        listening: socket.socket,
+        most: int,
+        connect: Callable[[socket.socket], Coroutine[Any, Any, object]],
+        problems: Problems,
+    ) -> None:
+        self._socket = listening
+        self._most = most
+        self._connect = connect
+        self._problems = problems
+        self._begun: set[asyncio.Task[None]] = set()
+        self._accepting = asyncio.ensure_future(self._accept())
+
+    def close(self) -> None:
+        """No more; who is on the way does not arrive."""
+        self._accepting.cancel()
+        self._accepting.add_done_callback(lambda _: self._socket.close())
+        for one in self._begun:
+            one.cancel()
+
+    async def _accept(self) -> None:
+        loop = asyncio.get_running_loop()
+        while True:
+            try:
+                accepted, _ = await loop.sock_accept(self._socket)
+            except ConnectionError:  # who came has gone
+                continue
+            except OSError as error:  # no descriptor is left
+                self._problems.note("no connection can be accepted", str(error))
+                await asyncio.sleep(ACCEPTING_AGAIN_S)
+                continue
+            if len(self._begun) >= self._most:
+                self._problems.note(TOO_MANY_AT_A_TIME)
+                accepted.close()
+            else:
+                self._begun.add(task := asyncio.ensure_future(self._begin(accepted)))
+                task.add_done_callback(self._begun.discard)
+
+    async def _begin(self, accepted: socket.socket) -> None:
+        with suppress(OSError):  # it speaks something else, or nothing in time
+            await self._connect(accepted)
+
+
 def send_away(transport: asyncio.BaseTransport) -> None:
     """A connection too many is told to come again."""
     if isinstance(transport, asyncio.Transport):
@@ -121,7 +184,7 @@ class Connection(web.RequestHandler):
         self._wait_for_headers()
         self._place = transport
         if not self._crowd.enter(transport):
-            self._problems.note("too many connections at a time")
+            self._problems.note(TOO_MANY_AT_A_TIME)
             send_away(transport)
             self.force_close()
 

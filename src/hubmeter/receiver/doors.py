@@ -72,7 +72,7 @@ class Doors:
         is_insecure: An address that others reach needs neither token nor client certificates.
         most_bytes: Of the body of a request, as it comes and decompressed.
         slowest_s: Time for the headers of a request, and for its body.
-        most_connections: At a time, of HTTP; likewise of gRPC.
+        most_connections: At a time, of HTTP, and as many on their way to TLS; likewise of gRPC.
     """
 
     http: Address | None = None

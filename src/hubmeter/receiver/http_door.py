@@ -9,7 +9,10 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
+from functools import partial
+from socket import socket
+from ssl import SSLContext
 from typing import Any, cast
 
 from aiohttp import StreamReader, web
@@ -18,7 +21,7 @@ from ..deadline import Deadline
 from ..errors import DecodeError
 from .answers import MEDIA_TYPES, Answer, Form, Refused, Reply, Signal, Status, http_reply
 from .bodies import Desk, NoRoom, Room, collected, no_room
-from .connections import Connection, Crowd
+from .connections import Connection, Crowd, TlsListener
 from .credentials import is_allowed
 from .doors import Address, Doors, listening
 from .inflating import Inflater, TooLarge, UnknownEncoding
@@ -73,7 +76,7 @@ class HttpDoor:
         self._in_flight = 0
         self._all_answered = asyncio.Event()
         self._connections = web.Server(self._respond)
-        self._listeners: list[asyncio.AbstractServer] = []
+        self._listeners: list[asyncio.AbstractServer | TlsListener] = []
 
     async def open(
         self, address: Address, protocol: Callable[[], asyncio.BaseProtocol] | None = None
@@ -88,14 +91,24 @@ class HttpDoor:
         Raises:
             OSError: It is in use, or cannot be used.
         """
-        tls: dict[str, Any] = {}
-        if self._doors.tls is not None:
-            tls = {"ssl": self._doors.tls.http(), "ssl_handshake_timeout": self._doors.slowest_s}
         loop = asyncio.get_running_loop()
+        connect = None if self._doors.tls is None else self._by_tls(self._doors.tls.http())
         for one in (sockets := listening(address)):
-            made = await loop.create_server(protocol or self.connection, sock=one, **tls)
-            self._listeners.append(made)
+            if connect is not None:
+                most = self._doors.most_connections
+                self._listeners.append(TlsListener(one, most, connect, self._problems))
+            else:
+                made = await loop.create_server(protocol or self.connection, sock=one)
+                self._listeners.append(made)
         return Address(address.host, sockets[0].getsockname()[1])
+
+    def _by_tls(self, context: SSLContext) -> Callable[[socket], Coroutine[Any, Any, object]]:
+        return partial(
+            asyncio.get_running_loop().connect_accepted_socket,
+            self.connection,
+            ssl=context,
+            ssl_handshake_timeout=self._doors.slowest_s,
+        )
 
     def connection(self) -> asyncio.BaseProtocol:
         """What one connection speaks."""
