@@ -24,6 +24,10 @@ from typing import Any
 import grpc
 import pytest
 import zstandard
+from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import (
+    ExportMetricsServiceRequest,
+    ExportMetricsServiceResponse,
+)
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 
 from hubmeter.deadline import Deadline
@@ -309,6 +313,21 @@ def _code(channel: grpc.Channel, body: bytes, method: str = METRICS) -> grpc.Sta
     except grpc.RpcError as error:
         return error.code()
     return grpc.StatusCode.OK
+
+
+def test_points_without_a_time_are_not_taken_by_the_thousands(served: Served) -> None:
+    """A few are counted as unusable; more than could have a time are refused, and for good."""
+    few, many = (
+        ExportMetricsServiceRequest.FromString(proto(*range(count))) for count in (500, 20_000)
+    )
+    for request in (few, many):
+        for point in request.resource_metrics[0].scope_metrics[0].metrics[0].gauge.data_points:
+            point.Clear()
+    said = served.post(few.SerializeToString())
+    partial = ExportMetricsServiceResponse.FromString(said.body).partial_success
+    assert (said.status, partial.rejected_data_points) == (200, 500)
+    said = served.post(many.SerializeToString())
+    assert (said.status, said.error().code) == (400, 3)
 
 
 def _traces() -> bytes:

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import json
 import random
 import struct
 import time
 import zlib
 from array import array
 from collections.abc import Iterable, Sequence
+from dataclasses import fields, replace
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from hubmeter import frames, layout_records
 from hubmeter.batch import Distribution, Extra, PointBatch, Series, SeriesLayout
+from hubmeter.errors import DecodeError
 from hubmeter.frames import MAGIC, MARKER, PREAMBLE_SIZE, TORN, Framer
 from hubmeter.ledger import Ledger, Packed, Points, pack
 from hubmeter.records import Contents, Encoder, _little, decode
@@ -533,6 +538,47 @@ def test_what_cannot_be_encoded_changes_nothing() -> None:
     found = decode(encoder.preamble + record(encoder, SMALL[0]))
 
     assert (same(found.batches, SMALL[:1]), found.damage) == (True, ())
+
+
+@pytest.mark.parametrize("module", [frames, layout_records], ids=["batch", "layout"])
+def test_what_is_too_long_for_a_record_changes_nothing(
+    module: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is the sender's fault, and no number is used for it: the next record leaves no gap."""
+    encoder = Encoder(SALT)
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "LONGEST", 200)
+        with pytest.raises(DecodeError, match=r"bytes (is longer|are more) than 200"):
+            record(encoder, packed(layout(25), *range(25)))
+    found = decode(encoder.preamble + record(encoder, SMALL[0]))
+
+    assert (same(found.batches, SMALL[:1]), found.damage) == (True, ())
+
+
+def test_a_layout_says_each_text_once() -> None:
+    """A long resource does not cost its length again for each of its series."""
+    resource, encoder = f'{{"a":"{"x" * 10**5}"}}', Encoder(SALT)
+    own = SeriesLayout(tuple(replace(series(f"m{n}"), resource=resource) for n in range(100)))
+    data = encoder.preamble + record(encoder, packed(own, *range(100)))
+
+    assert 10**5 < encoder.layout_bytes < 2 * 10**5
+    assert same(decode(data).batches, [packed(own, *range(100))])
+
+
+def test_a_layout_that_has_each_text_in_each_series_is_read() -> None:
+    """As they were written at first."""
+    names = [one.name for one in fields(Series)]
+    said = [[getattr(one, name) for name in names] for one in OWN.series]
+    note = {"layout": 0, "fields": names, "first": 0, "new": said, "runs": [[0, 2]],
+            "starts": [], "kinds": "0000"}  # fmt: skip
+    written, encoder = packed(OWN, 1.5, 2.5), Encoder(SALT)
+    batch = record(encoder, written).split(MARKER)[-1]
+    framer = Framer(SALT)
+    found = decode(
+        framer.preamble + framer.frame(2, zlib.compress(json.dumps(note).encode())) + MARKER + batch
+    )
+
+    assert (same(found.batches, [written]), found.damage) == (True, ())
 
 
 def test_bytes_do_not_depend_on_the_machine() -> None:

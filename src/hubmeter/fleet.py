@@ -45,7 +45,10 @@ CUT_BYTES = 32 * 2**20
 SMALLEST_BYTES = 2**16
 """However many runs share the journal, their parts are not cut below this."""
 
-MOST_SERIES = 1_000_000
+CUT_LAYOUT_BYTES = 2**26
+"""Likewise for names and attributes, which a journal has compressed."""
+
+MOST_LAYOUT_BYTES = 2**28
 """Of all open parts together; beyond it those are cut that have more than their share."""
 
 MOST_RESTING = 2000
@@ -191,8 +194,9 @@ class Fleet:
     def _append(self, run_log: RunLog, packed: Packed) -> None:
         if run_log.has(packed):
             return
-        is_large = run_log.size_bytes >= self._share_bytes or run_log.series > self._share_series
-        if is_large or run_log.age_s >= self._part_s:
+        is_wide = run_log.layout_bytes >= self._share_layout_bytes
+        is_large = run_log.size_bytes >= self._share_bytes or run_log.age_s >= self._part_s
+        if is_large or (is_wide and not run_log.has_layout(packed)):
             self._retire(run_log.cut())
         before = run_log.size_bytes
         run_log.append(packed)
@@ -275,11 +279,12 @@ class Fleet:
     def _count(self) -> None:
         """What is on disk, and how much of it a run may have before its part is cut."""
         open_bytes = sum(run_log.size_bytes for run_log in self._open.values())
-        series = sum(run_log.series for run_log in self._open.values())
+        layout_bytes = sum(run_log.layout_bytes for run_log in self._open.values())
         runs = len(self._open) or 1
         half = self._most_bytes / 2
         self._bytes = open_bytes + self._publisher.size_bytes
-        self._share_series = MOST_SERIES if series < MOST_SERIES else MOST_SERIES // runs
+        share = MOST_LAYOUT_BYTES if layout_bytes < MOST_LAYOUT_BYTES else MOST_LAYOUT_BYTES // runs
+        self._share_layout_bytes = min(CUT_LAYOUT_BYTES, share)
         share_bytes = max(half / runs, SMALLEST_BYTES) if open_bytes > half else half
         self._share_bytes = min(CUT_BYTES, share_bytes)
 

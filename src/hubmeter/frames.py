@@ -22,6 +22,8 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from .errors import DecodeError
+
 MAGIC = b"hubmeter journal 1\n"
 PREAMBLE_SIZE = len(MAGIC) + 12
 MARKER = b"\xf5\xc1\x9d\xfe"  # no text: these bytes never occur in UTF-8
@@ -70,15 +72,26 @@ class Framer:
         The next frame.
 
         Raises:
-            ValueError: The payload is too long; the frame was not counted.
+            DecodeError: The payload is too long; the frame was not counted.
         """
         sequence, length = self._sequence, len(payload)
         if length > LONGEST:
-            raise ValueError(f"a record of {length} bytes is longer than {LONGEST}")
+            check_length(payload)
         check = zlib.crc32(_CHECKED.pack(length, sequence, kind), self._seed)
         crc = zlib.crc32(payload, check)
         self._sequence = sequence + 1
         return _FRAME.pack(MARKER, length, sequence, kind, check, crc) + payload
+
+
+def check_length(payload: bytes) -> None:
+    """
+    Whether *payload* fits into a frame.
+
+    Raises:
+        DecodeError: It does not.
+    """
+    if len(payload) > LONGEST:
+        raise DecodeError(f"a record of {len(payload)} bytes is longer than {LONGEST}")
 
 
 class Frame(NamedTuple):

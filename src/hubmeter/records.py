@@ -4,8 +4,7 @@ What the frames of a journal say: notes, layouts and batches. No files here.
 ::
 
     note   = JSON of [kind, value]                                            written twice
-    layout = zlib of JSON: number, series that are new to the file, runs of
-             the numbers of its series, start times and kinds of a batch      written twice
+    layout = zlib of JSON, as layout_records has it                           written twice
     batch  = layout u32  values u32  times u32  flags u8  times u64*  values f64*
              [n u32, starts u64*]  [kinds u8*]  [JSON of what few batches have]
 
@@ -23,12 +22,13 @@ from array import array
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields
-from itertools import chain
-from operator import attrgetter
-from typing import Any, NamedTuple
+from itertools import islice
+from operator import attrgetter, is_
+from typing import Any
 
 from .batch import Distribution, Extra, Series, SeriesLayout
-from .frames import LONGEST, TORN, Damage, Frame, Framer, read_frames
+from .frames import TORN, Damage, Frame, Framer, check_length, read_frames
+from .layout_records import Announced, Known, announced, read_layout
 from .ledger import EXACT, Packed
 
 __all__ = ["TORN", "Contents", "Damage", "Encoder", "decode"]
@@ -40,9 +40,10 @@ _BATCH = struct.Struct("<IIIB")
 _COUNT = struct.Struct("<I")
 _HAS_STARTS, _HAS_KINDS, _HAS_RARE = 1, 2, 4
 
-_SERIES_FIELDS = tuple(one.name for one in fields(Series))
+AT_A_TIME = 1000
+"""Values that become JSON together."""
+
 _DISTRIBUTION_FIELDS = tuple(one.name for one in fields(Distribution))
-_series_values = attrgetter(*_SERIES_FIELDS)
 _distribution_values = attrgetter(*_DISTRIBUTION_FIELDS)
 
 # What a record with a valid checksum can raise if another version wrote it.
@@ -68,16 +69,7 @@ class Contents:
     points: int
 
 
-class _Known(NamedTuple):
-    """A layout that the file has, with what its batches need not repeat."""
-
-    number: int
-    layout: SeriesLayout
-    starts: array[int]
-    kinds: bytes
-
-
-_UNKNOWN = _Known(NO_LAYOUT, SeriesLayout(()), array("Q"), b"")
+_UNKNOWN = Known(NO_LAYOUT, SeriesLayout(()), array("Q"), b"")
 
 
 class Encoder:
@@ -90,13 +82,17 @@ class Encoder:
 
     Args:
         salt: 32 random bits.
+
+    Attributes:
+        layout_bytes: About how much memory it takes to remember them.
     """
 
     def __init__(self, salt: int) -> None:
+        self.layout_bytes = 0
         self._framer = Framer(salt)
-        self._layouts: dict[SeriesLayout, _Known] = {}
+        self._layouts: dict[SeriesLayout, Known] = {}
         self._series: dict[Series, int] = {}
-        self._announced: tuple[_Known, dict[Series, int]] | None = None
+        self._announced: Announced | None = None
 
     @property
     def preamble(self) -> bytes:
@@ -117,7 +113,8 @@ class Encoder:
         The record of a batch, after two copies of its layout if the file has it not yet.
 
         Raises:
-            TypeError, ValueError: Something in it is no OTLP value; nothing was encoded.
+            TypeError, ValueError: Something in it is no OTLP value, or it is too long for a
+                record; nothing was encoded.
         """
         known = self._layouts.get(packed.layout)
         if known is not None:
@@ -128,23 +125,26 @@ class Encoder:
 
     def _first(self, packed: Packed) -> bytes:
         """The first batch of a layout. Nothing is remembered until it is confirmed."""
-        known = _Known(len(self._layouts), packed.layout, packed.starts, packed.kinds)
-        first = len(self._series)
-        unseen = dict.fromkeys(one for one in packed.layout.series if one not in self._series)
-        new = {series: first + place for place, series in enumerate(unseen)}
-        numbers = [self._series.get(one, new.get(one, 0)) for one in packed.layout.series]
-        layout = _layout_payload(known, first, new, numbers)
+        known = Known(len(self._layouts), packed.layout, packed.starts, packed.kinds)
+        one = announced(known, self._series)
         batch = _batch_payload(packed, known)
-        frames = self._framer.frame(LAYOUT, layout) * 2 + self._framer.frame(BATCH, batch)
-        self._announced = (known, new)
+        check_length(one.payload)
+        check_length(batch)
+        frames = self._framer.frame(LAYOUT, one.payload) * 2 + self._framer.frame(BATCH, batch)
+        self._announced = one
         return frames
+
+    def has(self, layout: SeriesLayout) -> bool:
+        """Whether the file has *layout*."""
+        return layout in self._layouts
 
     def confirm(self) -> None:
         """What was returned last is in the file, or will be before anything else."""
         if self._announced is not None:
-            known, new = self._announced
+            known, new, _, size_bytes = self._announced
             self._layouts[known.layout] = known
             self._series.update(new)
+            self.layout_bytes += size_bytes
             self._announced = None
 
 
@@ -168,7 +168,7 @@ class _Reader:
     notes: dict[str, Any] = field(default_factory=dict)
     rejected: Counter[str] = field(default_factory=Counter)
     points: int = 0
-    _layouts: dict[int, _Known] = field(default_factory=lambda: {NO_LAYOUT: _UNKNOWN})
+    _layouts: dict[int, Known] = field(default_factory=lambda: {NO_LAYOUT: _UNKNOWN})
     _series: dict[int, Series] = field(default_factory=dict)
 
     def read(self, frame: Frame) -> None:
@@ -195,14 +195,8 @@ class _Reader:
             self.notes[kind] = value
 
     def _layout(self, frame: Frame) -> None:
-        note = json.loads(_unpacked(frame.payload))
-        for place, values in enumerate(note["new"]):
-            series = Series(**dict(zip(note["fields"], values, strict=True)))
-            self._series[note["first"] + place] = series
-        numbers = chain.from_iterable(range(first, first + n) for first, n in note["runs"])
-        layout = SeriesLayout(tuple(self._series[number] for number in numbers))
-        starts, kinds = array("Q", note["starts"]), bytes.fromhex(note["kinds"])
-        self._layouts[note["layout"]] = _Known(note["layout"], layout, starts, kinds)
+        known = read_layout(frame.payload, self._series)
+        self._layouts[known.number] = known
 
     def _batch(self, frame: Frame) -> None:
         number, _, _, _ = _BATCH.unpack_from(frame.payload)
@@ -226,44 +220,7 @@ def _fits(packed: Packed) -> bool:
     )
 
 
-def _layout_payload(
-    known: _Known, first: int, new: Iterable[Series], numbers: Iterable[int]
-) -> bytes:
-    note = {
-        "layout": known.number,
-        "fields": _SERIES_FIELDS,
-        "first": first,
-        "new": [_series_values(series) for series in new],
-        "runs": _runs(numbers),
-        "starts": list(known.starts),
-        "kinds": known.kinds.hex(),
-    }
-    text = _json(note)
-    if len(text) > LONGEST:
-        raise ValueError(f"a layout of {len(text)} bytes is longer than {LONGEST}")
-    return zlib.compress(text)
-
-
-def _runs(numbers: Iterable[int]) -> list[list[int]]:
-    """*numbers* as [first, how many] of those that follow one another."""
-    runs: list[list[int]] = []
-    for number in numbers:
-        if runs and number == sum(runs[-1]):
-            runs[-1][1] += 1
-        else:
-            runs.append([number, 1])
-    return runs
-
-
-def _unpacked(payload: memoryview) -> bytes:
-    inflater = zlib.decompressobj()
-    text = inflater.decompress(payload, LONGEST)
-    if not inflater.eof:
-        raise ValueError("incomplete, or too long")
-    return text
-
-
-def _batch_payload(packed: Packed, known: _Known) -> bytes:
+def _batch_payload(packed: Packed, known: Known) -> bytes:
     _, times, values, starts, kinds, special, extras, skipped = packed
     is_usual = starts is known.starts or starts == known.starts
     if is_usual and kinds == known.kinds and not (special or extras or skipped):
@@ -281,19 +238,21 @@ def _batch_payload(packed: Packed, known: _Known) -> bytes:
 
 
 def _rare_payload(packed: Packed) -> bytes:
-    return _json(
-        {
-            "special": [[index, _special_json(value)] for index, value in packed.special.items()],
-            "extras": [
-                [index, _exact(extra.flags), extra.exemplars]
-                for index, extra in packed.extras.items()
-            ],
-            "skipped": packed.skipped,
-        }
+    special = _listed([place, _special_json(one)] for place, one in packed.special.items())
+    extras = _listed(
+        [place, _exact(extra.flags), extra.exemplars] for place, extra in packed.extras.items()
     )
+    skipped = _json(packed.skipped)
+    return b'{"special":[%b],"extras":[%b],"skipped":%b}' % (special, extras, skipped)
 
 
-def _packed(payload: memoryview, known: _Known) -> Packed:
+def _listed(items: Iterable[Any]) -> bytes:
+    """The items of a JSON list, some at a time: until they are text they take much memory."""
+    rest = iter(items)
+    return b",".join(iter(lambda: _json(list(islice(rest, AT_A_TIME)))[1:-1], b""))
+
+
+def _packed(payload: memoryview, known: Known) -> Packed:
     """
     The batch in *payload*.
 
@@ -361,7 +320,8 @@ def _exact(value: Any) -> Any:
     """What JSON does not keep, as text: bits of NaN, integers that have too many digits for it."""
     match value:
         case tuple() | list():
-            return [_exact(one) for one in value]
+            made = [_exact(one) for one in value]
+            return value if all(map(is_, made, value)) else made  # thousands of small ones
         case float() if value != value:  # noqa: PLR0124 - it is how NaN is told
             return f"nan:{struct.pack('<d', value).hex()}"
         case int() if not -EXACT < value < EXACT:
@@ -380,9 +340,12 @@ def _restored(value: Any) -> Any:
     return value
 
 
+# Escapes keep lone surrogates; `float` takes numbers of other libraries.
+_encoded = json.JSONEncoder(separators=(",", ":"), default=float).encode
+
+
 def _json(value: Any) -> bytes:
-    # Escapes keep lone surrogates; `float` takes numbers of other libraries.
-    return json.dumps(value, separators=(",", ":"), default=float).encode()
+    return _encoded(value).encode()
 
 
 def _little(numbers: array[Any], byte_order: str = sys.byteorder) -> array[Any]:

@@ -4,15 +4,26 @@ Requests that come again: their answer was lost, but their points were not. Pure
 
 from __future__ import annotations
 
+import struct
+from array import array
 from collections import OrderedDict
 from collections.abc import Iterable
+from dataclasses import fields
 from hashlib import blake2b
+from itertools import chain
+from operator import attrgetter
+from typing import Any
 
-from .batch import SeriesLayout
+from .batch import Series, SeriesLayout
 from .ledger import Packed
 
 DUPLICATE = "the same point twice, the last one counts"
 """As flattening counts them."""
+
+_said_of = attrgetter(*(one.name for one in fields(Series)))
+
+MOST_TEXT = 2**22
+"""Characters of the layouts that are remembered, if it is more than one."""
 
 MOST_BATCHES = 32
 """Of a run. Senders wait for an answer before they send on, some of them in ten connections."""
@@ -23,16 +34,13 @@ class Resends:
     Remembers the last batches of a run, so that none is kept a second time.
 
     Flattening merges what is sent twice, but only within a part. Not thread safe.
-
-    Attributes:
-        series: How many series the layouts have that are remembered.
     """
 
     def __init__(self) -> None:
         self._batches: OrderedDict[bytes, None] = OrderedDict()
         self._layouts: dict[SeriesLayout, bytes] = {}
+        self._text = 0
         self._last: tuple[Packed | None, bytes] = (None, b"")
-        self.series = 0
 
     @property
     def digests(self) -> list[str]:
@@ -60,7 +68,7 @@ class Resends:
     def forget_layouts(self) -> None:
         """Free what is made again when it is needed."""
         self._layouts.clear()
-        self.series = 0
+        self._text = 0
 
     def _remember(self, digest: bytes) -> None:
         self._batches[digest] = None
@@ -78,14 +86,41 @@ class Resends:
         for numbers in (packed.times_unix_nano, packed.starts, packed.values):
             digest.update(numbers)
         digest.update(packed.kinds)
-        if packed.special or packed.extras:
-            digest.update(repr((packed.special, packed.extras)).encode("utf-8", "replace"))
+        for rare in chain(packed.special.items(), packed.extras.items()):
+            digest.update(repr(rare).encode("utf-8", "replace"))
         return digest.digest()
 
     def _digest_of_layout(self, layout: SeriesLayout) -> bytes:
         found = self._layouts.get(layout)
         if found is None:
-            text = repr(layout.series).encode("utf-8", "replace")
-            found = self._layouts[layout] = blake2b(text, digest_size=16).digest()
-            self.series += len(layout.series)
+            found, text = digest_of(layout)
+            if self._text + text > MOST_TEXT:
+                self.forget_layouts()
+            self._layouts[layout] = found
+            self._text += text
         return found
+
+
+def digest_of(layout: SeriesLayout) -> tuple[bytes, int]:
+    """
+    A digest that equal series have, and how many characters they say.
+
+    Each text is read once, however many series say it, and each series.
+    """
+    digest = blake2b(digest_size=16)
+    said: dict[Any, int] = {}
+    rows: dict[tuple[int, ...], int] = {}
+    numbers: dict[int, int] = {}
+    text = 0
+    for key, series in {id(one): one for one in layout.series}.items():
+        row = tuple([said.setdefault(one, len(said)) for one in _said_of(series)])
+        numbers[key] = rows.setdefault(row, len(rows))
+    for one in said:
+        data = repr(one).encode("utf-8", "replace")
+        text += len(data)
+        digest.update(struct.pack("<Q", len(data)))
+        digest.update(data)
+    for row in rows:
+        digest.update(array("I", row))
+    digest.update(array("I", [numbers[id(one)] for one in layout.series]))
+    return digest.digest(), text

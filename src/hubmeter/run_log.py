@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 from .errors import JournalError
 from .held_files import read_file
-from .journal import JOURNAL, Claim, Journal, Replay, peek, read_journal
+from .journal import JOURNAL, Claim, Replay, peek, read_journal
 from .ledger import Packed
 from .records import TORN
 from .resends import DUPLICATE, MOST_BATCHES, Resends
@@ -106,7 +106,7 @@ class RunLog:
         self.lost: Counter[str] = Counter()
         self.last_s = self._began_s = time.monotonic()
         self._place = place
-        self._journal: Journal | None = None
+        self._journal: StrictJournal | None = None
         self._claim = claim
         self._asleep_bytes = claim.path.stat().st_size if claim else 0
         self._resends = Resends()
@@ -119,9 +119,13 @@ class RunLog:
         return 0 if self._journal is None else self._journal.size_bytes
 
     @property
-    def series(self) -> int:
-        """How many series are remembered for the open part."""
-        return self._resends.series
+    def layout_bytes(self) -> int:
+        """About how much memory the layouts of the open part take, here and when it is sealed."""
+        return 0 if self._journal is None else self._journal.layout_bytes
+
+    def has_layout(self, packed: Packed) -> bool:
+        """Whether *packed* adds nothing to that."""
+        return self._journal is not None and self._journal.has(packed.layout)
 
     @property
     def age_s(self) -> float:
@@ -217,7 +221,7 @@ class RunLog:
             self._claim.release()
         self._journal = self._claim = None
 
-    def _end(self, journal: Journal, note: dict[str, Any]) -> Ended:
+    def _end(self, journal: StrictJournal, note: dict[str, Any]) -> Ended:
         lost = dict(self.lost)
         journal.note("end", {**note, "lost": lost})
         journal.close()
@@ -232,13 +236,14 @@ class RunLog:
         self._journal = None
         self._resends.forget_layouts()
 
-    def _begun(self, part: int) -> Journal:
+    def _begun(self, part: int) -> StrictJournal:
         """A new journal, which also says what came last before it."""
         name = segment_name(self.run, part)
         folder, fsync = self._place.folder, self._place.fsync
         with suppress(OSError):  # of a receiver that was killed here
             (folder / f".{name}{JOURNAL}.new").unlink()
         journal = StrictJournal.create(folder, name, self._header(part), fsync=fsync)
+        assert isinstance(journal, StrictJournal)
         try:
             if digests := self._resends.digests:
                 journal.note("resends", digests)

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from .batch import SeriesLayout
 from .frames import Framer
 from .journal import Claim, Journal, Replay
 from .ledger import Packed
@@ -59,6 +60,15 @@ class StrictJournal(Journal):
             raise
         claim.release()
         return journal
+
+    @property
+    def layout_bytes(self) -> int:
+        """About how much memory its layouts take, of its writer and of each reader."""
+        return self._encoder.layout_bytes
+
+    def has(self, layout: SeriesLayout) -> bool:
+        """Whether *layout* is in it."""
+        return self._encoder.has(layout)
 
     def append(self, packed: Packed) -> None:
         """

@@ -18,6 +18,12 @@ from .problems import Problems
 MOST_REASONS = 5
 """That a sender hears, the most frequent ones."""
 
+FREE_POINTS, POINT_BYTES = 10_000, 11
+"""
+A request may have so many points, or one for so many of its bytes: in protobuf a point that has a
+time takes them. Without a time it is in no table, but it takes memory like others.
+"""
+
 RETRY_AFTER_S = 1.0
 """When a full disk may have room again. Senders have 10 s for all their tries by default."""
 
@@ -52,6 +58,7 @@ class Intake:
         try:
             with self._lock:
                 batch = self._decoders[signal, form](body)
+                _check_points(len(batch.values), len(body))
                 if batch.values or batch.skipped:
                     self._deliver(batch)
         except DecodeError as error:
@@ -69,6 +76,11 @@ class Intake:
         if unusable:
             self.problems.note(f"{signal} with parts that cannot be used", answer.message)
         return answer
+
+
+def _check_points(points: int, body_bytes: int) -> None:
+    if points > max(FREE_POINTS, body_bytes // POINT_BYTES):
+        raise DecodeError(f"{points} points in {body_bytes} bytes: most of them have no time")
 
 
 def _unusable(batch: PointBatch) -> Mapping[str, int]:
