@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 import time
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,9 @@ from fleet_runs import (  # noqa: F401
     wide,
 )
 from fleet_server import serving
+from hubmeter import fleet as fleet_module
 from hubmeter import publisher as publisher_module
+from hubmeter.attempts import GIVEN_UP, MOST_ATTEMPTS
 from hubmeter.deadline import Deadline
 from hubmeter.errors import JournalError
 from hubmeter.owners import SILENT_S
@@ -36,6 +39,7 @@ from hubmeter.recovery import recover
 from hubmeter.run_log import LOOK_EVERY_S
 from hubmeter.waiting import waiting_text
 from loopback_hub import Fault, LoopbackHub
+from makers import SECOND, T0, gauge, point, resource_metrics
 from orphans import contents, hubmeter, kill, metadata, run, watts
 from orphans import rows as rows_of
 
@@ -403,3 +407,84 @@ def test_a_publication_that_is_killed_keeps_the_totals(
     ]
     assert visible(tmp_path) == []
     assert len(list(tmp_path.glob("journal/totals/*"))) == 4  # named runs may come back
+
+
+def test_names_and_attributes_cut_a_part_before_they_fill_the_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Compressed they are small: 30 kB for each megabyte. Those that come again cut nothing."""
+    monkeypatch.setattr(fleet_module, "CUT_LAYOUT_BYTES", 2**18)
+    fleet = fleet_in(tmp_path)
+    send = Feeder(fleet)
+    for second in range(60):
+        for task in (f"{second:05}" + "x" * 20_000, "the same" + "x" * 2**18):
+            points = gauge("my.gauge", "1", point(1.0, T0 + second * SECOND, task=task))
+            send(resource_metrics(points, resource={"run.id": task[5:8]}))
+    [often, once] = sorted(Counter(path.split("-")[-2] for path in visible(tmp_path)).values())[
+        ::-1
+    ]
+    assert (4 <= often <= 7, once) == (True, 1)
+    end_all(fleet)
+    publish(tmp_path)
+    assert len(rows_of(contents(tmp_path / "data"), "points")) == 120
+
+
+def test_a_journal_that_ends_its_readers_does_not_keep_the_others(tmp_path: Path) -> None:
+    """It is read last, then only by hand; nothing of it is lost."""
+    fleet = fleet_in(tmp_path)
+    Feeder(fleet)(*(power(n, 1, run_id=f"r{n}") for n in range(3)))
+    end_all(fleet)
+    [victim, *others] = visible(tmp_path)
+    for left in (others, *[[]] * (MOST_ATTEMPTS - 1)):
+        done = run([sys.executable, "-c", KILLED_READING.format(victim)], tmp_path)
+        assert done.returncode == 99, done.stderr
+        assert visible(tmp_path) == [victim, *left]
+    result = recover(tmp_path / "journal", only_received=True, say=lambda _: None)
+    assert [(path.name, why) for path, why in result.left] == [(victim, GIVEN_UP)]
+    assert len(watts(contents(tmp_path / "data"))) == 2
+    assert recover(tmp_path / "journal", say=lambda _: None).left == []
+    assert sorted(watts(contents(tmp_path / "data"))) == [0, 1, 2]
+    assert not list(tmp_path.glob("journal/.*"))
+
+
+KILLED_READING = """
+import os
+from pathlib import Path
+from hubmeter import recovery
+real = recovery.read_journal
+recovery.read_journal = lambda path: os._exit(99) if path.name == {!r} else real(path)
+recovery.recover(Path("journal"), only_received=True)
+"""
+"""As by the kernel, when the memory is full."""
+
+
+LITTLE_MEMORY = """
+import resource, sys
+from pathlib import Path
+from hubmeter.recovery import recover
+
+recover(Path("small"), say=lambda _: None)  # loads what it needs
+pages = int(Path("/proc/self/statm").read_text().split()[0])
+resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + 2**27, -1))
+print([(path.name, why) for path, why in recover(Path("journal"), say=lambda _: None).left])
+"""
+
+
+def test_a_journal_that_memory_does_not_hold_does_not_keep_the_others(tmp_path: Path) -> None:
+    """It stays, and its name is said."""
+    for folder in ("small", "journal"):
+        fleet = fleet_in(tmp_path, journal_dir=str(tmp_path / folder))
+        Feeder(fleet)(*(power(n, 1, run_id=f"{folder}{n}") for n in range(2)))
+        end_all(fleet)
+    Feeder(fleet)(
+        resource_metrics(
+            gauge("my.gauge", "1", point(1.0, T0, task="x" * 60_000_000)),
+            resource={"run.id": "large"},
+        )
+    )
+    end_all(fleet)
+    done = run([sys.executable, "-c", LITTLE_MEMORY], tmp_path)
+    [large] = visible(tmp_path)
+    assert done.stdout.startswith(f"[('{large}', "), done.stderr
+    assert "nothing can be made of it: MemoryError(" in done.stdout
+    assert len(watts(contents(tmp_path / "data"))) == 4

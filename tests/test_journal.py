@@ -254,9 +254,10 @@ def test_a_look_at_the_beginning(tmp_path: Path) -> None:
     journal = Journal.create(tmp_path, "a", HEADER)
     for number in range(2000):
         journal.append(batch(number))
-    found = peek(journal.path)
+    found, notes = peek(journal.path, only_notes=False), peek(journal.path)
     journal.close()
 
+    assert (notes.header, notes.owner, notes.contents.batches) == (HEADER, this_process(), [])
     assert (found.header, found.owner) == (HEADER, this_process())
     assert 0 < len(found.contents.batches) < 2000
     assert {damage.reason for damage in found.contents.damage} <= {TORN}

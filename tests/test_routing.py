@@ -14,6 +14,7 @@ from hubmeter.batch import Extra, PointBatch, Series, SeriesLayout, attributes_j
 from hubmeter.gpus import owner_of
 from hubmeter.ledger import pack
 from hubmeter.routing import LONGEST_KEY, Router, RunKey
+from hubmeter.schema import WINDOW_METRIC
 
 NAN = float("nan")
 RESOURCES = [{"run.id": "a"}, {"run.id": "b", "x": 1}, {"run.id": "b"}, {"service.name": "s"}, {}]
@@ -126,7 +127,7 @@ def test_long_names_stay_apart_and_become_short() -> None:
 
 def test_layouts_that_never_come_again_are_forgotten(monkeypatch: Any) -> None:
     """A sender whose series keep changing does not fill the memory; the answers stay right."""
-    monkeypatch.setattr(routing, "MOST_SERIES", 100)
+    monkeypatch.setattr(routing, "MOST_BYTES", 40_000)
     router = Router(None)
     for n in range(300):
         batch = batch_of(*(series({"run.id": name}, f"m{n}") for name in "ab"))
@@ -135,3 +136,24 @@ def test_layouts_that_never_come_again_are_forgotten(monkeypatch: Any) -> None:
     assert len(router._layouts._held) <= 100
     again = batch._replace(values=(3.0, 4.0))
     assert points(part for _, part in router.split(again)) == points([again])
+
+
+def test_long_texts_are_forgotten_sooner(monkeypatch: Any) -> None:
+    """What is remembered has a limit in bytes: a few kilobytes sent may stand for megabytes."""
+    monkeypatch.setattr(routing, "MOST_BYTES", 100_000)
+    router = Router(None)
+    for n in range(50):
+        batch = batch_of(*(series({"run.id": name, "a": "x" * 10_000}, f"m{n}") for name in "ab"))
+        assert len(list(router.split(batch))) == 2
+    assert 0 < len(router._plans._held) <= 5
+    assert 0 < len(router._layouts._held) <= 10
+
+
+def test_windows_are_not_remembered() -> None:
+    """The trace of a span is a new one each time, and so is its layout."""
+    router = Router(None)
+    for names in ("a", "ab"):
+        windows = batch_of(*(series({"run.id": name}, WINDOW_METRIC) for name in names))
+        assert points(part for _, part in router.split(windows)) == points([windows])
+    assert not router._plans._held
+    assert not router._layouts._held

@@ -303,17 +303,17 @@ def read_journal(path: Path) -> Replay:
     Raises:
         OSError: The file cannot be read.
     """
-    return _replay(path, read_file(path))
+    return _replay(path, read_file(path), only_notes=False)
 
 
-def peek(path: Path) -> Replay:
+def peek(path: Path, *, only_notes: bool = True) -> Replay:
     """
-    The beginning of the file at *path*: header and owner, but not all batches and notes.
+    The beginning of the file at *path*: header and owner, but not all notes, or batches.
 
     Raises:
         OSError: The file cannot be read.
     """
-    return _replay(path, read_file(path, PEEK_BYTES))
+    return _replay(path, read_file(path, PEEK_BYTES), only_notes=only_notes)
 
 
 def says_end(path: Path) -> bool:
@@ -325,7 +325,7 @@ def says_end(path: Path) -> bool:
     """
     first = max(PREAMBLE_SIZE, path.stat().st_size - PEEK_BYTES)
     tail = read_file(path, PREAMBLE_SIZE) + read_file(path, PEEK_BYTES, first)
-    return "end" in decode(tail).notes
+    return "end" in decode(tail, only_notes=True).notes
 
 
 def sealed_path(journal: Path) -> Path:
@@ -356,8 +356,8 @@ def _is_live(path: Path, file: HeldFile) -> bool:
     return may_write and not _replay(path, file.read()).has_ended
 
 
-def _replay(path: Path, data: bytes) -> Replay:
-    contents = decode(data)
+def _replay(path: Path, data: bytes, *, only_notes: bool = True) -> Replay:
+    contents = decode(data, only_notes=only_notes)
     note = contents.notes.get("header")
     if not isinstance(note, dict) or not isinstance(note.get("header"), dict):
         return Replay(path, None, None, contents)

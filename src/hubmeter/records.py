@@ -148,12 +148,17 @@ class Encoder:
             self._announced = None
 
 
-def decode(data: bytes) -> Contents:
-    """All that can be read of *data*, the bytes of a journal file, whatever they are."""
+def decode(data: bytes, *, only_notes: bool = False) -> Contents:
+    """
+    All that can be read of *data*, the bytes of a journal file, whatever they are.
+
+    Without *only_notes* it may take much more memory than *data*.
+    """
     frames, damage = read_frames(data)
     reader = _Reader(damage)
     for frame in frames:
-        reader.read(frame)
+        if frame.kind == NOTE or not only_notes:
+            reader.read(frame)
     reader.damage.sort(key=lambda one: one.offset)
     notes = reader.notes | ({"rejected": dict(reader.rejected)} if reader.rejected else {})
     return Contents(notes, reader.batches, tuple(reader.damage), reader.points)

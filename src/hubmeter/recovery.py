@@ -12,11 +12,13 @@ import os
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack, nullcontext, suppress
 from dataclasses import dataclass, field, replace
 from glob import escape
+from itertools import count
 from pathlib import Path
 
+from .attempts import GIVEN_UP, attempt, in_groups, without_given_up
 from .deadline import Deadline
 from .destinations import Destination, Sink, destination_of, sink_of
 from .journal import Claim, Replay, read_journal, says_end, sealed_path, segments
@@ -135,12 +137,14 @@ def recover(
     wanted = [path for path in segments(folder) if process_id in (None, process_of(path))]
     if only_received:
         wanted = [path for path in wanted if is_received(path)]
-    for first in range(0, len(wanted), MOST_CLAIMED):
+        wanted, given_up = without_given_up(wanted)
+        result.left += [(path, GIVEN_UP) for path in given_up]
+    numbers = count(1)
+    for some in in_groups(wanted, MOST_CLAIMED):
         with ExitStack() as claims:
-            some = wanted[first : first + MOST_CLAIMED]
             claimed = [path for path in some if claim(path, claims)]
             found: list[Found] = []
-            for number, path in enumerate(claimed, first + 1):
+            for path, number in zip(claimed, numbers, strict=False):
                 say(f"reading {number} of {len(wanted)}: {path.stem}")
                 found += reader.read(path)
             if is_rehearsal:
@@ -198,13 +202,19 @@ class _Reader:
             claim = Claim.take(path)
         return claim
 
-    def read(self, path: Path) -> Iterator[Found]:
-        """What can be published of the claimed segment at *path*."""
+    def read(self, path: Path) -> list[Found]:
+        """What can be published of the claimed segment at *path*; others do not suffer from it."""
         try:
-            replay = read_journal(path)
-        except OSError as error:
-            self._result.left.append((path, error.strerror or str(error)))
-            return
+            with nullcontext() if self._is_rehearsal else attempt(path):
+                return list(self._found(path))
+        except Exception as error:
+            log.debug("hubmeter: %s cannot be read", path, exc_info=True)
+            why = error.strerror if isinstance(error, OSError) else ""
+            self._result.left.append((path, why or f"nothing can be made of it: {error!r}"))
+            return []
+
+    def _found(self, path: Path) -> Iterator[Found]:
+        replay = read_journal(path)
         run = run_of(replay) or _stranger(path)
         if why_not := _why_not(replay, has_destination=bool(run.to or self._to)):
             self._result.left.append((path, why_not))
@@ -214,15 +224,10 @@ class _Reader:
                                 for one in damage]  # fmt: skip
         before = self._before(path, run, part_of(replay))
         has_rows = before is not None and before.has_rows
-        try:
-            shard, closing = shard_of(
-                replay, run, before and before.closing,
-                has_rows=has_rows, is_kept=not self._is_rehearsal,
-            )  # fmt: skip
-        except Exception as error:
-            log.debug("hubmeter: %s cannot be sealed", path, exc_info=True)
-            self._result.left.append((path, f"its points make no table: {error!r}"))
-            return
+        shard, closing = shard_of(
+            replay, run, before and before.closing,
+            has_rows=has_rows, is_kept=not self._is_rehearsal,
+        )  # fmt: skip
         has_rows = has_rows or bool(shard and shard.rows)
         totals = Totals(part_of(replay), closing, has_rows)
         self._totals[process_of(path) or path.stem] = totals

@@ -6,18 +6,28 @@ from __future__ import annotations
 
 import hashlib
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from operator import attrgetter
 from typing import Generic, NamedTuple, TypeVar
 
 from .batch import AttributesJson, PointBatch, Series, SeriesLayout
 from .gpus import owner_of
+from .schema import WINDOW_METRIC
 
-MOST_SERIES = 250_000
-"""Series of the layouts that a router remembers; what is forgotten is made again."""
+MOST_BYTES = 2**26
+"""About what the layouts take that a router remembers; what is forgotten is made again."""
+
+MOST_RUNS = 1000
+"""Of one request: each is a journal."""
+
+_SERIES_BYTES, _PLACE_BYTES = 400, 40
 
 LONGEST_KEY = 4096
 """Characters; a longer name of a run stands for itself by its digest."""
+
+
+_texts_of = attrgetter("resource", "scope_name", "scope", "metric_name", "unit", "attributes")
 
 
 class RunKey(NamedTuple):
@@ -56,7 +66,8 @@ class Router:
         shares = self._plans.get(batch.layout)
         if shares is None:
             shares = self._compiled(batch.layout)
-            self._plans.put(batch.layout, shares, len(batch.layout.series))
+            if not _is_new_each_time(batch.layout):
+                self._plans.put(batch.layout, shares, _bytes_of(batch.layout.series))
         if len(shares) == 1:
             yield shares[0].key, batch
             return
@@ -91,7 +102,8 @@ class Router:
         layout = self._layouts.get(key)
         if layout is None:
             layout = SeriesLayout(tuple(series))
-            self._layouts.put(key, layout, len(series))
+            if not _is_new_each_time(layout):
+                self._layouts.put(key, layout, _bytes_of(series))
         return layout
 
 
@@ -118,6 +130,19 @@ class _Share:
         )
 
 
+def _is_new_each_time(layout: SeriesLayout) -> bool:
+    """Windows: each has a trace of its own, so their layouts never come again."""
+    return bool(layout.series) and layout.series[0].metric_name == WINDOW_METRIC
+
+
+def _bytes_of(series: Sequence[Series]) -> int:
+    """About how much memory *series* take, with each text once."""
+    distinct = {id(one): one for one in series}.values()
+    texts = {id(text): len(text) for one in distinct for text in _texts_of(one)}
+    own = _SERIES_BYTES * len(distinct) + _PLACE_BYTES * len(series)
+    return own + sum(texts.values())
+
+
 def _short(text: str) -> str:
     if len(text) <= LONGEST_KEY:
         return text
@@ -129,11 +154,11 @@ _V = TypeVar("_V")
 
 
 class _Recent(Generic[_K, _V]):
-    """What was used last, as far as the series in it are few enough."""
+    """What was used last, as far as it is not too much; the very last in any case."""
 
     def __init__(self) -> None:
         self._held: OrderedDict[_K, tuple[_V, int]] = OrderedDict()
-        self._series = 0
+        self._bytes = 0
 
     def get(self, key: _K) -> _V | None:
         found = self._held.get(key)
@@ -142,9 +167,9 @@ class _Recent(Generic[_K, _V]):
         self._held.move_to_end(key)
         return found[0]
 
-    def put(self, key: _K, value: _V, series: int) -> None:
-        self._held[key] = value, series
-        self._series += series
-        while self._series > MOST_SERIES and len(self._held) > 1:
+    def put(self, key: _K, value: _V, size_bytes: int) -> None:
+        self._held[key] = value, size_bytes
+        self._bytes += size_bytes
+        while self._bytes > MOST_BYTES and len(self._held) > 1:
             _, (_, freed) = self._held.popitem(last=False)
-            self._series -= freed
+            self._bytes -= freed

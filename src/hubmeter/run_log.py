@@ -278,8 +278,8 @@ class RunLog:
             return
         try:
             replay = read_journal(self._claim.path)
-        except OSError as error:
-            log.error("hubmeter: %s cannot be read: %s", self._claim.path, error)  # noqa: TRY400
+        except (OSError, MemoryError) as error:
+            log.error("hubmeter: %s cannot be read: %r", self._claim.path, error)  # noqa: TRY400
             self.release()
             self.part += 1
             return

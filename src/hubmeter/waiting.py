@@ -57,7 +57,7 @@ def run_of(replay: Replay) -> Run | None:
 
 def _run_id(path: Path) -> str:
     """As far as the beginning of the journal tells it; else its name."""
-    replay = peek(path)
+    replay = peek(path, only_notes=False)
     run = run_of(replay)
     default = run.run_id if run else path.stem
     series = next((b.layout.series[0] for b in replay.contents.batches if b.values), None)
