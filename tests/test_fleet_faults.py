@@ -31,9 +31,10 @@ from fleet_runs import (  # noqa: F401
 from fleet_server import serving
 from hubmeter import fleet as fleet_module
 from hubmeter import publisher as publisher_module
+from hubmeter import routing
 from hubmeter.attempts import GIVEN_UP, MOST_ATTEMPTS
 from hubmeter.deadline import Deadline
-from hubmeter.errors import JournalError
+from hubmeter.errors import DecodeError, JournalError
 from hubmeter.owners import SILENT_S
 from hubmeter.recovery import recover
 from hubmeter.run_log import LOOK_EVERY_S
@@ -76,6 +77,39 @@ def test_at_the_limit_points_are_refused_until_some_are_published(tmp_path: Path
     assert (
         len(found) == (taken + 1) * WIDE == len({(r["timestamp"], r["attributes"]) for r in found})
     )
+
+
+def test_a_request_of_many_runs_keeps_to_the_limit(tmp_path: Path) -> None:
+    """What of it was kept before it was refused is kept once, however often it comes again."""
+    fleet = fleet_in(tmp_path, journal_limit_mib=1)
+    send = Feeder(fleet)
+    parts = [power(n, 1, run_id=f"r{n}", a="x" * 500) for n in range(900)]
+    with pytest.raises(JournalError, match="1 MiB"):
+        send(*parts)
+    assert 2**20 <= fleet.status()["journal_bytes"] < 1.01 * 2**20
+    assert 0 < len(visible(tmp_path)) < 900
+    end_all(fleet, is_final=False)
+    publish(tmp_path)
+    until(fleet, lambda: fleet.status()["journal_bytes"] < 2**19)
+    send(*parts[:50], *parts[-50:])
+    assert fleet.close(Deadline.after(SOON_S))
+    found = watts(contents(tmp_path / "data"))
+    assert len(found) == len(set(found))
+    assert {*range(50), *range(850, 900)} <= set(found)
+
+
+def test_a_request_of_too_many_runs_is_not_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each would be a journal; it is refused for good, before the first one is there."""
+    monkeypatch.setattr(routing, "MOST_RUNS", 10)
+    fleet = fleet_in(tmp_path)
+    send, parts = Feeder(fleet), [power(n, 1, service_name=f"s{n}") for n in range(11)]
+    with pytest.raises(DecodeError, match="more than 10 runs"):
+        send(*parts)
+    assert (visible(tmp_path), fleet.status()["runs_open"]) == ([], 0)
+    send(*parts[1:])
+    assert len(visible(tmp_path)) == 10
 
 
 def test_the_oldest_is_dropped_if_that_was_chosen(tmp_path: Path) -> None:

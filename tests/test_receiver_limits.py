@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import gzip
 import http.client
 import os
@@ -14,7 +15,7 @@ import threading
 import time
 import zlib
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing, suppress
 from dataclasses import replace
@@ -31,6 +32,8 @@ from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import (
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 
 from hubmeter.deadline import Deadline
+from hubmeter.receiver.bodies import Room, collected
+from hubmeter.receiver.inflating import Inflater
 from makers import T0
 from receivers import (
     JSON,
@@ -328,6 +331,42 @@ def test_points_without_a_time_are_not_taken_by_the_thousands(served: Served) ->
     assert (said.status, partial.rejected_data_points) == (200, 500)
     said = served.post(many.SerializeToString())
     assert (said.status, said.error().code) == (400, 3)
+
+
+@pytest.mark.parametrize("encoding", ["gzip", "zstd"])
+def test_others_have_their_turn_while_a_body_comes_to_nothing(encoding: str) -> None:
+    """A megabyte of empty members is as much work as many megabytes of data."""
+    body = {"gzip": gzip.compress, "zstd": ZSTD}[encoding](b"") * 50_000
+    turns = 0
+
+    async def others() -> None:
+        nonlocal turns
+        while True:
+            turns += 1
+            await asyncio.sleep(0)
+
+    async def chunks() -> AsyncIterator[bytes]:
+        yield body
+
+    async def take_in() -> bytes:
+        task = asyncio.ensure_future(others())
+        with Room(LIMIT).share() as share:
+            whole = await collected(chunks(), Inflater(encoding, LIMIT), share)
+        task.cancel()
+        return whole
+
+    assert asyncio.run(take_in()) == b""
+    assert turns > 10
+
+
+def test_only_small_bodies_are_decoded_between_others() -> None:
+    """Of 40 kB nobody knows how long they take."""
+    threads: list[str] = []
+    with Served(grpc=None) as served:
+        served.kept.before = lambda _: threads.append(threading.current_thread().name)
+        for size in (1000, 40_000):
+            assert served.post(sized(size)).status == 200
+    assert threads == ["hubmeter-receiver", "hubmeter-receiver-decoding_0"]
 
 
 def _traces() -> bytes:

@@ -125,14 +125,15 @@ class Fleet:
 
         Raises:
             JournalError: They do not, or not all; who sends them again loses and doubles none.
+            DecodeError: They never will, as they are of too many runs.
         """
         points = len(batch.values)
         with self._lock:
             self._received += points
             if self._closed:
                 raise JournalError("the receiver ends")
-            self._make_room()
             for key, part in self._router.split(batch):
+                self._make_room()
                 self._append(self._log_of(key), pack(part))
             self._acknowledged += points
 

@@ -12,6 +12,7 @@ from operator import attrgetter
 from typing import Generic, NamedTuple, TypeVar
 
 from .batch import AttributesJson, PointBatch, Series, SeriesLayout
+from .errors import DecodeError
 from .gpus import owner_of
 from .schema import WINDOW_METRIC
 
@@ -62,6 +63,9 @@ class Router:
 
         A batch of one run passes as it is. Counts of broken points, whose run nobody knows,
         stay with the first; a batch that has nothing else belongs to no run.
+
+        Raises:
+            DecodeError: There are more than :data:`MOST_RUNS`.
         """
         shares = self._plans.get(batch.layout)
         if shares is None:
@@ -85,6 +89,10 @@ class Router:
             if key is None:
                 key = keys[owner] = self._key(series)
             places.setdefault(key, []).append(place)
+            if len(places) > MOST_RUNS:
+                raise DecodeError(
+                    f"points of more than {MOST_RUNS} runs: send them in smaller parts"
+                )
         if len(places) == 1:
             return tuple(_Share(key, layout, ()) for key in places)
         return tuple(

@@ -20,11 +20,11 @@ FREE_BYTES = 2**16
 AT_ONCE = 4
 """As many bodies at the limit may be in memory."""
 
-SMALL_BYTES = 2**20
-"""What is no bigger is decoded at once, in a few milliseconds."""
+SMALL_BYTES = 2**15
+"""What is no bigger is decoded at once, in a few milliseconds; whatever is in it, not in many."""
 
-BREATH_BYTES = 2**20
-"""After so much, others have their turn."""
+BREATH_BYTES, PIECE_BYTES = 2**20, 2**8
+"""After so much, others have their turn. An empty piece takes as long as some bytes."""
 
 
 class NoRoom(Exception):
@@ -100,9 +100,10 @@ async def collected(chunks: AsyncIterator[bytes], inflater: Inflater, share: Sha
     breath = BREATH_BYTES
     async for chunk in chunks:
         for piece in inflater.feed(chunk):
-            share.take(len(piece))
-            pieces.append(piece)
-            breath -= len(piece)
+            if piece:
+                share.take(len(piece))
+                pieces.append(piece)
+            breath -= len(piece) + PIECE_BYTES
             if breath < 0:
                 breath = BREATH_BYTES
                 await asyncio.sleep(0)

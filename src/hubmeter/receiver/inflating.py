@@ -60,7 +60,7 @@ class Inflater:
 
     def feed(self, data: bytes) -> Iterator[bytes]:
         """
-        What *data*, the next part of the body, stands for.
+        What *data*, the next part of the body, stands for; also in empty pieces.
 
         Raises:
             TooLarge: The limit is passed.
@@ -73,8 +73,7 @@ class Inflater:
             self._left_out -= len(piece)
             if self._left_out < 0:
                 raise TooLarge
-            if piece:
-                yield piece
+            yield piece
 
     def finish(self) -> None:
         """
