@@ -54,6 +54,11 @@ from orphans import contents, metadata, watts
 from orphans import rows as rows_of
 
 
+def asked(*parts: dict[str, Any]) -> dict[str, Any]:
+    """A request."""
+    return {"resourceMetrics": list(parts)}
+
+
 @examples(max_examples=10)
 @given(st.data())
 def test_whatever_the_requests_mix_each_run_has_its_points(data: st.DataObject) -> None:
@@ -369,4 +374,84 @@ def test_a_named_run_goes_on_in_the_next_receiver(tmp_path: Path) -> None:
     rows = [row for row in found if row["run_id"] == "named"]
     assert [row["gpu_power_watts"] for row in rows] == [100.0] * 5
     assert sorted(row["energy_joules"] for row in rows) == [0, 1000, 2000, 3000, 4000]
-    assert len(list((tmp_path / "journal" / "resting").glob("*.json"))) == 1
+    assert len(list((tmp_path / "journal" / "resting").iterdir())) == 1
+
+
+@pytest.mark.parametrize("between", ["silent", "closed", "open"])
+def test_a_named_run_goes_on_whenever_a_receiver_is_killed(between: str, tmp_path: Path) -> None:
+    """
+    After its silence, before it came back, or while it spoke: its sums go on, each point is once.
+    """
+    options: dict[str, Any] = {"settings": {}, "tick_s": 0.05, "fleet": {"silence_s": 0.3}}
+    with serving(tmp_path, **options) as server:
+        for second in (0, 10, 20):
+            assert server.ask(second, asked(power(100, second, run_id="named")))[0] == "+"
+        deadline = Deadline.after(SOON_S)
+        while between == "silent" and server.do("fleet.status()['runs_open']"):
+            assert not deadline.is_over()
+            time.sleep(0.05)
+        if between == "closed":
+            assert server.close() == "closed True"
+    for answered in range(2):
+        with serving(tmp_path, **options) as server:
+            for second in (20, 30, 40) if answered else ():  # the answer to the first was lost
+                assert server.ask(second, asked(power(100, second, run_id="named")))[0] == "+"
+            if answered:
+                assert server.close() == "closed True"
+
+    rows = rows_of(contents(tmp_path / "data"))
+    assert [row["energy_joules"] for row in rows] == [0, 1000, 2000, 3000, 4000]
+
+
+def test_named_runs_go_on_in_a_receiver_that_opens_fewer(tmp_path: Path) -> None:
+    """
+    Those beyond its number rest until they come back.
+    """
+    for most_runs in (9, 1):
+        options: dict[str, Any] = {"settings": {}, "tick_s": 0, "fleet": {"most_runs": most_runs}}
+        with serving(tmp_path, **options) as server:
+            for second in (0, 10, 20) if most_runs == 9 else (30, 40):
+                parts = [power(100, second, run_id=name) for name in "ab"]
+                assert server.ask(second, asked(*parts))[0] == "+"
+            if most_runs == 1:
+                assert server.close() == "closed True"
+
+    found = rows_of(contents(tmp_path / "data"))
+    for name in "ab":
+        joules = [row["energy_joules"] for row in found if row["run_id"] == name]
+        assert joules == [0, 1000, 2000, 3000, 4000]
+
+
+def test_what_rests_is_not_begun_twice(tmp_path: Path) -> None:
+    """
+    Killed just as it began the next part: what was published of that is not written over.
+    """
+    fleet = fleet_in(tmp_path)
+    Feeder(fleet)(power(1, 1, run_id="r"))
+    end_all(fleet, is_final=False)
+    [noted] = (tmp_path / "journal" / "resting").iterdir()
+    before = noted.read_bytes()
+    Feeder(fleet)(power(2, 2, run_id="r"))
+    assert not noted.exists()
+    noted.write_bytes(before)
+    end_all(fleet)
+    publish(tmp_path)
+    noted.write_bytes(before)
+    Feeder(fleet)(power(3, 3, run_id="r"))
+    assert fleet.close(Deadline.after(SOON_S))
+    assert sorted(watts(contents(tmp_path / "data"))) == [1, 2, 3]
+
+
+def test_a_resource_that_rests_too_long_is_another_run(tmp_path: Path) -> None:
+    """
+    It had to make room, and its silence goes on meanwhile.
+    """
+    fleet = fleet_in(tmp_path, most_runs=1, silence_s=0.3)
+    send = Feeder(fleet)
+    for second, pause_s in ((1, 0.0), (2, 0.4), (3, 0.0)):
+        send(power(second, second, host_name="h"), power(second, second, host_name="other"))
+        time.sleep(pause_s)
+    assert fleet.close(Deadline.after(SOON_S))
+    found = [row for row in rows_of(contents(tmp_path / "data")) if row["host_name"] == "h"]
+    runs = {row["gpu_power_watts"]: row["run_id"] for row in found}
+    assert runs[1] == runs[2] != runs[3]

@@ -844,11 +844,11 @@ def test_totals_that_are_broken_are_none(text: str, tmp_path: Path) -> None:
 
 def test_the_oldest_totals_are_forgotten(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Runs whose end nobody saw do not fill the disk."""
-    monkeypatch.setattr(totals, "MOST_TOTALS", 3)
+    monkeypatch.setattr(totals, "MOST_FILES", 3)
     for number in range(5):
         write_totals(tmp_path, f"p{number}", Totals(0, START, True))
         _set_time(tmp_path / f"totals/p{number}.json", 1_700_000_000 - number)
-    totals.prune_totals(tmp_path)
+    totals.prune(tmp_path / totals.FOLDER)
     assert sorted(path.stem for path in tmp_path.glob("totals/*")) == ["p0", "p1", "p2"]
 
 

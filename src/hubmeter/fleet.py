@@ -5,7 +5,7 @@ The runs of a receiver: each batch goes to its runs' journals, and what is silen
 from __future__ import annotations
 
 import logging
-import os
+import math
 import threading
 import time
 from collections import Counter, OrderedDict
@@ -18,11 +18,10 @@ from .batch import PointBatch
 from .deadline import Deadline
 from .destinations import HubRepo, destination_of
 from .errors import JournalError, SettingsError
-from .journal import JOURNAL, Claim, says_end, sealed_path, segments
+from .journal import JOURNAL, Claim, peek, says_end, sealed_path, segments
 from .ledger import Packed, pack
 from .owners import SILENT_S
 from .publisher import Publisher
-from .resting import take_resting, write_resting
 from .routing import Router, RunKey
 from .run import absolute, begin_run, working_folder
 from .run_log import Ended, Place, RunLog, left_by_receiver
@@ -50,9 +49,6 @@ CUT_LAYOUT_BYTES = 2**26
 
 MOST_LAYOUT_BYTES = 2**28
 """Of all open parts together; beyond it those are cut that have more than their share."""
-
-MOST_RESTING = 2000
-"""Runs that have ended and may come back: they go on as they were."""
 
 FOLDER_EVERY_S, HUB_EVERY_S = 5.0, 30.0
 """Between two publications."""
@@ -110,12 +106,10 @@ class Fleet:
         every_s = HUB_EVERY_S if is_hub else FOLDER_EVERY_S
         self._publisher = Publisher(folder, every_s=every_s, say=say)
         self._open: OrderedDict[RunKey, RunLog] = OrderedDict()  # the longest silent one first
-        self._resting: OrderedDict[RunKey, RunLog] = OrderedDict()
         self._received = self._acknowledged = self._dropped = 0
         self._look_again_s = time.monotonic() + LOOK_EVERY_S
         self._closed = False
         self._lock = threading.Lock()
-        self._wake_resting()
         self._take_over()
         self._count()
 
@@ -165,9 +159,6 @@ class Fleet:
                     self._end(key, is_final=key.run_id is None)
                 run_log.release()  # what could not be ended is for the next receiver
             self._open.clear()
-            named = (one.resting() for key, one in self._resting.items() if key.run_id)
-            write_resting(self._place.folder, f"{time.time_ns()}-{os.getpid()}", named)
-            self._resting.clear()
         return self._publisher.finish(deadline)
 
     def status(self) -> dict[str, Any]:
@@ -211,7 +202,8 @@ class Fleet:
             return run_log
         while len(self._open) >= self._most_runs:
             self._end(next(iter(self._open)), is_final=False)
-        run_log = self._resting.pop(key, None)
+        # A resource that comes back is a new run; a run that has a name is not.
+        run_log = RunLog.woken(key, self._place, math.inf if key.run_id else self._silence_s)
         if run_log is None:
             now = time.time_ns()
             run = begin_run(self._settings, now, run_id=key.run_id, is_received=True)
@@ -229,10 +221,6 @@ class Fleet:
         run_log = self._open[key]
         self._retire(run_log.end(is_final=is_final))
         del self._open[key]
-        if not is_final:
-            self._resting[key] = run_log
-            if len(self._resting) > MOST_RESTING:
-                self._resting.popitem(last=False)
 
     def _end_a_silent_one(self) -> bool:
         """End the run that is silent for the longest time, if that is long enough."""
@@ -241,7 +229,6 @@ class Fleet:
             if key is None or time.monotonic() - self._open[key].last_s < self._silence_s:
                 return False
             try:
-                # A resource that comes back is a new run; a run that has a name is not.
                 self._end(key, is_final=key.run_id is None)
             except JournalError as error:
                 log.debug("hubmeter: run %s is not ended yet: %s", key, error)
@@ -271,9 +258,11 @@ class Fleet:
         self._dropped += points
         self._bytes -= sum(ended.size_bytes for ended in dropped)
         for ended in dropped:
-            run_log = self._open.get(ended.key) or self._resting.get(ended.key)
-            if run_log is not None:
-                run_log.count_lost(Counter(ended.lost) + Counter({DROPPED: ended.points}))
+            lost = Counter(ended.lost) + Counter({DROPPED: ended.points})
+            if run_log := self._open.get(ended.key):
+                run_log.count_lost(lost)
+            else:
+                RunLog.count_lost_at_rest(ended.key, self._place, lost)
         if dropped:
             log.warning("hubmeter: the journal is full, the oldest %d points are dropped", points)
 
@@ -298,13 +287,6 @@ class Fleet:
                 with suppress(JournalError):
                     self._retire(run_log.cut())
 
-    def _wake_resting(self) -> None:
-        """Named runs that a receiver here has ended go on as they were, if they come back."""
-        place = self._place
-        for one in take_resting(place.folder):
-            if one.to == place.to and one.run.base == place.base:
-                self._resting[one.key] = RunLog.resumed(one, place)
-
     def _take_over(self, silent_s: float = 0.0) -> None:
         """
         Take what dead receivers left, if nobody wrote to it for *silent_s*.
@@ -326,20 +308,22 @@ class Fleet:
         _tidy(self._place.folder)
 
     def _inherit(self, claim: Claim, *, goes_on: bool) -> None:
-        left = left_by_receiver(claim.path)
+        left = left_by_receiver(peek(claim.path))
         if left is None or says_end(claim.path) or sealed_path(claim.path).exists():
             claim.release()
             if left is not None:
                 self._publisher.add(Ended(claim.path, claim.path.stat().st_size))
             return
-        run_log = RunLog(left.key, left.run, self._place, part=left.part, claim=claim)
+        place = self._place._replace(to=left.to)
+        run_log = RunLog(left.key, left.run, place, part=left.part, claim=claim)
         is_same = left.to == self._place.to and left.run.base == self._place.base
         if goes_on and is_same and left.key not in self._open and len(self._open) < self._most_runs:
             self._open[left.key] = run_log
             self._open.move_to_end(left.key, last=False)  # the newest come first
             return
         here = self._open.get(left.key)
-        is_final = here is None or here.run.process_id != left.run.process_id
+        is_over = here is None or here.run.process_id != left.run.process_id
+        is_final = left.key.run_id is None and is_over
         try:
             self._retire(run_log.end(is_final=is_final))
         finally:

@@ -26,11 +26,13 @@ from .openings import START
 from .receipts import receipt_of, write_receipt
 from .records import TORN
 from .resealing import end_of, shard_of, size_of
+from .resting import FOLDER as RESTING
 from .run import Run, working_folder
 from .sealed import read_sealed
 from .settings import safe_name
 from .shard import Shard
-from .totals import Totals, forget_totals, prune_totals, read_totals, write_totals
+from .totals import FOLDER as TOTALS
+from .totals import Totals, forget_totals, prune, read_totals, write_totals
 from .waiting import is_received, part_of, process_of, run_of
 
 log = logging.getLogger(__name__)
@@ -153,7 +155,8 @@ def recover(
                 for commit in _commits(found):
                     publisher.publish(commit)
     if not is_rehearsal:
-        prune_totals(folder)
+        for notes in (TOTALS, RESTING):
+            prune(folder / notes)
     return result
 
 

@@ -5,6 +5,7 @@ A run that a receiver keeps: its points go to a journal, and nothing of them sta
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections import Counter
 from collections.abc import Mapping
@@ -15,11 +16,11 @@ from typing import Any, NamedTuple
 
 from .errors import JournalError
 from .held_files import read_file
-from .journal import JOURNAL, Claim, Replay, peek, read_journal
+from .journal import JOURNAL, Claim, Replay, read_journal
 from .ledger import Packed
 from .records import TORN
 from .resends import DUPLICATE, MOST_BATCHES, Resends
-from .resting import Resting
+from .resting import is_taken, resting_path
 from .routing import RunKey
 from .run import Run, as_json, segment_name
 from .strict_journal import StrictJournal
@@ -82,8 +83,8 @@ class RunLog:
     """
     The parts of one run, one after the other. Not thread safe.
 
-    A part begins with its first batch. After :meth:`end` the run rests: the next batch begins
-    its next part.
+    A part begins with its first batch. After :meth:`end` the run is over, or it rests until
+    it is :meth:`woken`.
 
     Args:
         claim: On the journal of *part*, if a dead receiver had begun it.
@@ -181,7 +182,7 @@ class RunLog:
 
     def end(self, *, is_final: bool) -> Ended | None:
         """
-        End the part; nothing follows for a while, or ever.
+        End the part; nothing follows for a while, or ever if it *is_final*.
 
         Raises:
             JournalError: The part is still open.
@@ -191,20 +192,76 @@ class RunLog:
             return None
         if self._journal is None:  # a run that has no row yet gets one
             self._journal = self._begun(self.part)
+        if not is_final:  # before the end of this one, as in cut()
+            self.rest(self.part + 1, {})
         note = {"empty_run_unix_nano": self.run.started_unix_nano, "final": is_final}
-        return self._end(self._journal, note)
-
-    def resting(self) -> Resting:
-        """What the next receiver must know to go on with it, after :meth:`end`."""
-        return Resting(self.key, self.run, self.part, self._place.to, tuple(self._resends.digests))
+        ended = self._end(self._journal, note)
+        if is_final:
+            with suppress(OSError):
+                resting_path(self._place.folder, self.key).unlink()
+        return ended
 
     @classmethod
-    def resumed(cls, resting: Resting, place: Place) -> RunLog:
-        """A run that another receiver ended."""
-        run_log = cls(resting.key, resting.run, place, part=resting.part)
-        with suppress(TypeError, ValueError):  # of another version
-            run_log._resends.restore(resting.digests)
+    def woken(cls, key: RunKey, place: Place, within_s: float) -> RunLog | None:
+        """
+        The run *key* with its next part begun; None if it does not rest at *place*.
+
+        Args:
+            key: Of the run.
+            place: Where it goes on.
+            within_s: A run that has rested for so long is over.
+
+        Raises:
+            JournalError: It rests on.
+        """
+        claim = Claim.take(resting_path(place.folder, key))
+        if claim is None:
+            return None
+        with claim:
+            run_log = cls._resting(claim.path, place, within_s)
+            if run_log is not None:
+                run_log.begin()
+                with suppress(OSError):
+                    claim.path.unlink()
         return run_log
+
+    @classmethod
+    def count_lost_at_rest(cls, key: RunKey, place: Place, lost: Mapping[str, int]) -> None:
+        """As :meth:`count_lost`, for a run that may come back."""
+        claim = Claim.take(resting_path(place.folder, key))
+        if claim is not None:
+            with claim, suppress(JournalError):
+                if run_log := cls._resting(claim.path, place, math.inf):
+                    run_log.count_lost(lost)
+                    run_log.rest(run_log.part, run_log.lost)
+
+    def begin(self) -> None:
+        """
+        Begin the next part before its first batch.
+
+        Raises:
+            JournalError: It is not begun.
+        """
+        self._journal = self._begun(self.part)
+        lost, self.lost = self.lost, Counter()
+        self.count_lost(lost)
+
+    def rest(self, part: int, lost: Mapping[str, int]) -> None:
+        """
+        Note how the run goes on if it comes back.
+
+        Args:
+            part: Its next one.
+            lost: What that part has to account for.
+
+        Raises:
+            JournalError: It is not noted.
+        """
+        path = resting_path(self._place.folder, self.key)
+        with suppress(OSError):
+            path.unlink()
+        notes = {"resends": self._resends.digests, "rejected": dict(lost)}
+        self._written(path, part, notes | {"end": {"final": False}}).close()  # anybody may take it
 
     def count_lost(self, lost: Mapping[str, int]) -> None:
         """Points that were received are not kept; the next part that ends accounts for them."""
@@ -237,20 +294,43 @@ class RunLog:
         self._resends.forget_layouts()
 
     def _begun(self, part: int) -> StrictJournal:
+        path = self._place.folder / f"{segment_name(self.run, part)}{JOURNAL}"
+        journal = self._written(path, part, {"resends": self._resends.digests})
+        self._began_s = time.monotonic()
+        return journal
+
+    @classmethod
+    def _resting(cls, path: Path, place: Place, within_s: float) -> RunLog | None:
+        """What :meth:`rest` noted at *path*, if that is still so."""
+        try:
+            replay, rested_s = read_journal(path), time.time() - path.stat().st_mtime
+        except OSError:
+            return None
+        left, notes = left_by_receiver(replay), replay.contents.notes
+        if left is None or (left.to, left.run.base) != (place.to, place.base):
+            return None
+        if rested_s >= within_s or is_taken(place.folder, segment_name(left.run, left.part)):
+            return None
+        run_log = cls(left.key, left.run, place, part=left.part)
+        with suppress(TypeError, ValueError):  # of another version
+            run_log._resends.restore(notes.get("resends", ()))
+        run_log.lost.update(notes.get("rejected", {}))
+        return run_log
+
+    def _written(self, path: Path, part: int, notes: Mapping[str, Any]) -> StrictJournal:
         """A new journal, which also says what came last before it."""
-        name = segment_name(self.run, part)
-        folder, fsync = self._place.folder, self._place.fsync
         with suppress(OSError):  # of a receiver that was killed here
-            (folder / f".{name}{JOURNAL}.new").unlink()
-        journal = StrictJournal.create(folder, name, self._header(part), fsync=fsync)
+            path.with_name(f".{path.name}.new").unlink()
+        header, fsync = self._header(part), self._place.fsync
+        journal = StrictJournal.create(path.parent, path.stem, header, fsync=fsync)
         assert isinstance(journal, StrictJournal)
         try:
-            if digests := self._resends.digests:
-                journal.note("resends", digests)
+            for kind, note in notes.items():
+                if note:
+                    journal.note(kind, note)
         except BaseException:
             journal.discard()
             raise
-        self._began_s = time.monotonic()
         return journal
 
     def _look(self) -> None:
@@ -312,14 +392,8 @@ def _keep_damaged(replay: Replay) -> None:
         write_whole({replay.path.parent / DAMAGED / replay.path.name: read_file(replay.path)})
 
 
-def left_by_receiver(path: Path) -> Left | None:
-    """
-    What the journal at *path* says about itself; None if no receiver wrote it.
-
-    Raises:
-        OSError: The file cannot be read.
-    """
-    replay = peek(path)
+def left_by_receiver(replay: Replay) -> Left | None:
+    """What a journal says about itself; None if no receiver wrote it."""
     run, header = run_of(replay), replay.header or {}
     match header.get("key"), header.get("to"):
         case [str() | None as run_id, str() | None as resource], str(to):

@@ -17,8 +17,8 @@ from .whole_files import write_whole
 
 FOLDER = "totals"
 
-MOST_TOTALS = 10_000
-"""Files. A run that is forgotten counts from zero if it ever comes back."""
+MOST_FILES = 10_000
+"""A run that is forgotten counts from zero if it ever comes back."""
 
 _UNREADABLE = (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError)
 
@@ -61,12 +61,12 @@ def forget_totals(folder: Path, process_id: str) -> None:
         (folder / FOLDER / f"{process_id}.json").unlink()
 
 
-def prune_totals(folder: Path) -> None:
-    """Keep the newest."""
+def prune(folder: Path) -> None:
+    """Keep the newest files in *folder*."""
     with suppress(OSError):  # another one prunes, too
-        found = list((folder / FOLDER).glob("*.json"))
-        if len(found) > MOST_TOTALS:
-            for old in sorted(found, key=lambda path: path.stat().st_mtime_ns)[:-MOST_TOTALS]:
+        found = list(folder.iterdir())
+        if len(found) > MOST_FILES:
+            for old in sorted(found, key=lambda path: path.stat().st_mtime_ns)[:-MOST_FILES]:
                 old.unlink(missing_ok=True)
 
 
