@@ -66,12 +66,13 @@ class Served(Receiver):
         deliver: Callable[[PointBatch], None] | None = None,
         *,
         status: Callable[[], Mapping[str, Any]] = dict,
+        keeps_last: bool = False,
         **doors: Any,
     ) -> None:
         self.kept = Kept()
         self.intake = Intake(deliver or self.kept.deliver)
         asked = doors if "shared" in doors else {"http": LOOPBACK, "grpc": LOOPBACK, **doors}
-        super().__init__(self.intake, Doors(**asked), status=status)
+        super().__init__(self.intake, Doors(**asked), status=status, keeps_last=keeps_last)
 
     @property
     def url(self) -> str:

@@ -646,7 +646,7 @@ def test_case_24_a_port_in_use_is_an_error_that_says_which(served: Served) -> No
     for taken in (served.http_address, served.grpc_address):
         for doors in (Doors(http=taken), Doors(grpc=taken), Doors(shared=taken)):
             with pytest.raises(OSError, match=f"{taken}.*in use"):
-                Receiver(served.intake, doors).start()
+                Receiver(Served().intake, doors).start()
     free = Served(http=LOOPBACK, grpc=served.grpc_address)
     with pytest.raises(OSError, match="in use"):
         free.start()
@@ -846,6 +846,39 @@ def test_health_is_quick_while_a_large_request_is_decoded() -> None:
         go_on.set()
         assert (large.result().status, small.result().status) == (200, 200)
     assert sorted(times)[10] < 0.1
+
+
+@pytest.mark.parametrize(("door", "keeps_last"), [("http", False), ("grpc", False), ("http", True)])
+def test_what_cannot_be_answered_any_more_is_not_kept(door: str, keeps_last: bool) -> None:
+    """Else its sender would have it twice: there and in the next receiver, if one follows."""
+    served = Served(keeps_last=keeps_last)
+    bodies = {"http": text, "grpc": proto}
+    body = bodies[door](*range(300_000))
+    with served, ThreadPoolExecutor(1) as pool:
+        send = {"http": lambda: served.post(body, JSON), "grpc": lambda: served.export(body)}
+        large = pool.submit(send[door])
+        assert until(lambda: any("-decoding" in one.name for one in threading.enumerate()), 30)
+        served.stop(Deadline.after(0.2))
+        assert large.exception(30) is not None
+    assert len(served.kept.values()) == (300_000 if keeps_last else 0)
+
+
+def test_what_comes_as_the_receiver_ends_may_come_again() -> None:
+    """It is refused, while there is still time to say so."""
+    served = Served(grpc=None)
+    with served, served.raw() as slow, served.raw() as last:
+        slow.sendall(_head(10) + b"x")
+        last.sendall(b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n")
+        assert read_response(last)[0] == 200
+        stopper = threading.Thread(target=served.stop, args=(Deadline.after(2),))
+        stopper.start()
+        body = proto(1.0)
+        time.sleep(1.7)
+        last.sendall(_head(len(body)) + body)
+        assert read_response(last)[0] == 503
+        slow.close()
+        stopper.join(10)
+    assert served.kept.batches == []
 
 
 @pytest.mark.parametrize(

@@ -200,6 +200,7 @@ class Recording:
             Intake(self.pipeline.consume),
             Doors(shared=Address(LOOPBACK, 0)),
             status=lambda: asdict(self.pipeline.counts()),
+            keeps_last=True,
         )
         receiver.start()
         self._receiver = receiver

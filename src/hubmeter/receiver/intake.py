@@ -43,6 +43,7 @@ class Intake:
         self.problems = Problems()
         self._deliver = deliver
         self._lock = threading.Lock()
+        self._is_closed = False
         spans = SpanDecoder()
         self._decoders: Mapping[tuple[Signal, Form], Callable[[bytes], PointBatch]] = {
             ("metrics", "protobuf"): ProtoDecoder().decode,
@@ -51,16 +52,16 @@ class Intake:
             ("traces", "json"): spans.decode_json,
         }
 
+    def close(self) -> None:
+        """Deliver nothing any more, also not what is being decoded."""
+        self._is_closed = True
+
     def take(self, signal: Signal, form: Form, body: bytes) -> Answer:
         """What becomes of *body*. Never raises."""
         if signal == "logs":
             return TAKEN
         try:
-            with self._lock:
-                batch = self._decoders[signal, form](body)
-                _check_points(len(batch.values), len(body))
-                if batch.values or batch.skipped:
-                    self._deliver(batch)
+            batch = self._delivered(signal, form, body)
         except DecodeError as error:
             return Answer(status=Status.BAD_DATA, message=str(error))
         except JournalError as error:
@@ -71,11 +72,26 @@ class Intake:
             name = type(error).__name__
             self.problems.note(f"{name} while taking {signal}, senders come again", error=error)
             return not_now(f"{name} while taking {signal}", RETRY_AFTER_S)
+        if batch is None:
+            return not_now("the receiver ends", RETRY_AFTER_S)
         unusable = _unusable(batch)
         answer = _taken(unusable)
         if unusable:
             self.problems.note(f"{signal} with parts that cannot be used", answer.message)
         return answer
+
+    def _delivered(self, signal: Signal, form: Form, body: bytes) -> PointBatch | None:
+        """What is in *body*; None if that is not delivered any more."""
+        with self._lock:
+            if self._is_closed:
+                return None
+            batch = self._decoders[signal, form](body)
+            _check_points(len(batch.values), len(body))
+            if self._is_closed:  # decoding may take longer than what was left
+                return None
+            if batch.values or batch.skipped:
+                self._deliver(batch)
+            return batch
 
 
 def _check_points(points: int, body_bytes: int) -> None:

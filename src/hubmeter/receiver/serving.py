@@ -35,6 +35,9 @@ VOICE = "GRPC_VERBOSITY"
 STOP_S = 5.0
 """For requests in flight, where nobody says how long."""
 
+LAST_WORDS_S = 0.5
+"""To send the last answers. What is not decoded by then is not kept: its sender sends it again."""
+
 
 class Receiver:
     """
@@ -46,6 +49,8 @@ class Receiver:
 
     Args:
         status: What ``/readyz`` shows beside ``ready``. Called in the loop: it must be quick.
+        keeps_last: Keep also what is decoded too late for an answer, as its sender has no other
+            receiver to send it to.
     """
 
     def __init__(
@@ -54,12 +59,14 @@ class Receiver:
         doors: Doors,
         *,
         status: Callable[[], Mapping[str, Any]] = dict,
+        keeps_last: bool = False,
     ) -> None:
         self.http_address: Address | None = None
         self.grpc_address: Address | None = None
         self._intake = intake
         self._doors = doors
         self._status = status
+        self._keeps_last = keeps_last
         self._opened: Future[None] = Future()
         self._stop_by: Future[Deadline] = Future()
         self._lock = threading.Lock()
@@ -124,6 +131,9 @@ class Receiver:
             self._opened.set_result(None)
             deadline = await asyncio.wrap_future(self._stop_by)
         finally:
+            if not self._keeps_last:
+                last_s = max(0.0, deadline.remaining_s() - LAST_WORDS_S)
+                asyncio.get_running_loop().call_later(last_s, self._intake.close)
             await asyncio.gather(*(door.close(deadline) for door in (http, grpc) if door))
             await http.crowd.disperse()
             desk.close()
