@@ -232,6 +232,29 @@ def test_a_journal_that_is_removed_costs_what_was_in_it(
     assert (about["points_received"], about["points_rejected"]) == ("3", "2")
 
 
+def test_a_look_that_fails_is_said_once_and_tried_again(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Whatever is wrong with the folder, or missing to the process: the receiver goes on."""
+    fleet, folder = fleet_in(tmp_path), tmp_path / "journal"
+    Feeder(fleet)(power(1, 1, run_id="r"))
+    folder.rename(tmp_path / "away")
+    folder.touch()
+    for _ in range(3):
+        fleet._look_again_s = 0.0
+        fleet.tick()
+    assert [one.getMessage() for one in caplog.records if one.levelname == "WARNING"] == [
+        f"hubmeter: looking after the runs failed: [Errno 20] Not a directory: '{folder}'"
+    ]
+    folder.unlink()
+    (tmp_path / "away").rename(folder)
+    Feeder(fleet)(power(2, 2, run_id="r"))
+    fleet._look_again_s = 0.0
+    fleet.tick()
+    assert fleet.close(Deadline.after(SOON_S))
+    assert watts(contents(tmp_path / "data")) == [1, 2]
+
+
 def test_a_damaged_journal_is_kept_and_its_run_goes_on(tmp_path: Path) -> None:
     """What can be read of it is published with what comes later."""
     with serving(tmp_path, settings={}, tick_s=0) as server:

@@ -11,8 +11,8 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
@@ -51,11 +51,11 @@ METRICS = {
 
 @contextmanager
 def serving(
-    folder: Path, *arguments: str, **variables: str
+    folder: Path, *arguments: str, serve: Sequence[str] = SERVE, **variables: str
 ) -> Iterator[tuple[str, subprocess.Popen]]:
     """A receiver, and its HTTP address."""
     process = subprocess.Popen(
-        [*SERVE, *ANY_PORT, *arguments],
+        [*serve, *ANY_PORT, *arguments],
         cwd=folder,
         env={**os.environ, **variables},
         stdout=subprocess.PIPE,
@@ -182,6 +182,25 @@ def test_a_silent_run_is_published_while_it_receives(tmp_path: Path) -> None:
         while not list(tmp_path.glob("hubmeter-data/data/default/*/*.parquet")):
             assert time.monotonic() < deadline
             time.sleep(0.1)
+
+
+def test_connections_leave_files_to_the_runs(tmp_path: Path) -> None:
+    """
+    Where a process may open few files, some senders are told to come again, and it goes on.
+    """
+    few = ["prlimit", "--nofile=128:128", *SERVE]
+    with serving(tmp_path, "--silence", "1", serve=few) as (address, process), ExitStack() as idle:
+        host, port = address.removeprefix("http://").split(":")
+        for _ in range(200):
+            idle.enter_context(socket.create_connection((host, int(port)), timeout=10))
+        assert post(address) == 429
+        idle.close()
+        deadline = time.monotonic() + 20
+        while post(address) != 200:
+            assert time.monotonic() < deadline
+        process.send_signal(signal.SIGTERM)
+        _, said = process.communicate(timeout=60)
+    assert "published 1 row to" in said
 
 
 def test_a_token_is_asked_for_and_never_shown(tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from .batch import PointBatch
 from .deadline import Deadline
 from .destinations import HubRepo, destination_of
 from .errors import JournalError, SettingsError
+from .held_files import most_open
 from .journal import JOURNAL, Claim, peek, says_end, sealed_path, segments
 from .ledger import Packed, pack
 from .owners import SILENT_S
@@ -27,11 +28,6 @@ from .run import absolute, begin_run, working_folder
 from .run_log import Ended, Place, RunLog, left_by_receiver
 from .settings import Settings
 from .waiting import is_orphan, is_received
-
-try:
-    import resource
-except ImportError:  # pragma: no cover - Windows has no such limits
-    resource = None  # type: ignore[assignment]
 
 log = logging.getLogger(__name__)
 
@@ -53,7 +49,6 @@ MOST_LAYOUT_BYTES = 2**28
 FOLDER_EVERY_S, HUB_EVERY_S = 5.0, 30.0
 """Between two publications."""
 
-OPEN_FILES = 65_536
 TICK_S = 0.5
 """Longest time that one look may take for runs that have fallen silent."""
 
@@ -97,7 +92,7 @@ class Fleet:
         folder = absolute(settings.journal_dir, base).absolute()
         self._settings = settings
         self._silence_s = silence_s
-        self._most_runs = _affordable(most_runs)
+        self._most_runs = int(max(1, min(most_runs, most_open() / 2)))
         self._most_bytes = settings.journal_limit_mib * 2**20
         self._part_s = settings.flush_every_s or LONGEST_PART_S
         self._place = Place(folder, settings.to, base, settings.fsync)
@@ -109,6 +104,7 @@ class Fleet:
         self._received = self._acknowledged = self._dropped = 0
         self._look_again_s = time.monotonic() + LOOK_EVERY_S
         self._closed = False
+        self._trouble = ""
         self._lock = threading.Lock()
         self._take_over()
         self._count()
@@ -132,16 +128,17 @@ class Fleet:
             self._acknowledged += points
 
     def tick(self) -> None:
-        """What is to be done about once a second. Not from several threads at once."""
-        deadline = Deadline.after(TICK_S)
-        while not deadline.is_over() and self._end_a_silent_one():
-            pass
-        with self._lock:
-            if time.monotonic() >= self._look_again_s:
-                self._look_again_s = time.monotonic() + LOOK_EVERY_S
-                self._take_over(SILENT_S)
-            self._count()
-            self._cut_large_ones()
+        """
+        What is to be done about once a second. Not from several threads at once.
+
+        What fails is said once, and tried again by one of the next.
+        """
+        try:
+            self._look_after_runs()
+        except OSError as error:
+            if str(error) != self._trouble:
+                log.warning("hubmeter: looking after the runs failed: %s", error)
+            self._trouble = str(error)
         self._publisher.tick()
 
     def close(self, deadline: Deadline) -> bool:
@@ -182,6 +179,17 @@ class Fleet:
                 "published_unix_nano": publisher.published_unix_nano,
                 "failure": publisher.failure,
             }
+
+    def _look_after_runs(self) -> None:
+        deadline = Deadline.after(TICK_S)
+        while not deadline.is_over() and self._end_a_silent_one():
+            pass
+        with self._lock:
+            if time.monotonic() >= self._look_again_s:
+                self._look_again_s = time.monotonic() + LOOK_EVERY_S
+                self._take_over(SILENT_S)
+            self._count()
+            self._cut_large_ones()
 
     def _append(self, run_log: RunLog, packed: Packed) -> None:
         if run_log.has(packed):
@@ -353,16 +361,3 @@ def _claimed(path: Path, patience: Deadline) -> Claim | None:
         time.sleep(POLL_S)
         claim = Claim.take(path)
     return claim
-
-
-def _affordable(most_runs: int) -> int:
-    """As many open runs as this process may have open files, less those for other purposes."""
-    if resource is None:
-        return most_runs
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    most = OPEN_FILES if hard == resource.RLIM_INFINITY else min(hard, OPEN_FILES)
-    if soft != resource.RLIM_INFINITY and soft < most:
-        with suppress(OSError, ValueError):
-            resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
-            soft = most
-    return most_runs if soft == resource.RLIM_INFINITY else max(1, min(most_runs, soft // 2))

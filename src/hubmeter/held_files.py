@@ -10,6 +10,7 @@ through the descriptor that holds it.
 from __future__ import annotations
 
 import errno
+import math
 import os
 import threading
 import weakref
@@ -20,6 +21,13 @@ try:
     import fcntl
 except ImportError:  # pragma: no cover - Windows has no such locks
     fcntl = None  # type: ignore[assignment]
+
+try:
+    import resource
+except ImportError:  # pragma: no cover - Windows has no such limits
+    resource = None  # type: ignore[assignment]
+
+OPEN_FILES = 65_536
 
 _PIECE_BYTES = 2**26
 _NO_LOCKS = frozenset({errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP})
@@ -165,6 +173,19 @@ def read_file(path: Path, most: int | None = None, first: int = 0) -> bytes:
         with path.open("rb") as file:
             file.seek(first)
             return file.read(-1 if most is None else most)
+
+
+def most_open() -> float:
+    """How many files this process may have open; the limit of the system is raised for that."""
+    if resource is None:
+        return math.inf
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    most = OPEN_FILES if hard == resource.RLIM_INFINITY else min(hard, OPEN_FILES)
+    if soft != resource.RLIM_INFINITY and soft < most:
+        with suppress(OSError, ValueError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
+            soft = most
+    return math.inf if soft == resource.RLIM_INFINITY else soft
 
 
 def _read(fd: int, most: int | None, first: int = 0) -> bytes:

@@ -44,6 +44,12 @@ SAME_SIGNAL_S = 1.0
 
 LONGEST_CHECK_S = 30.0
 
+MOST_CONNECTIONS, LEAST_CONNECTIONS = 1000, 8
+"""Of each door, as files are left; half of those that this process may open are for runs."""
+
+OTHER_FILES = 32
+"""That a door may need beside its connections: of the interpreter, libraries, what publishes."""
+
 Command: TypeAlias = Callable[..., None]
 
 
@@ -196,8 +202,10 @@ def _warn(finding: Mapping[str, str]) -> None:
 
 
 def _doors(settings: Settings, *, is_insecure: bool) -> Doors:
+    from ..held_files import most_open
     from ..receiver.doors import Doors, address_of
 
+    connections = min(MOST_CONNECTIONS, most_open() / 4 - OTHER_FILES)
     doors = Doors(
         http=address_of(settings.serve_http),
         grpc=address_of(settings.serve_grpc),
@@ -205,6 +213,7 @@ def _doors(settings: Settings, *, is_insecure: bool) -> Doors:
         tls=_tls(settings),
         is_insecure=is_insecure,
         most_bytes=int(settings.serve_limit_mib * 2**20),
+        most_connections=int(max(LEAST_CONNECTIONS, connections)),
     )
     if doors.http is None and doors.grpc is None:
         raise Failure("both doors are off: leave --http or --grpc on")
