@@ -70,7 +70,9 @@ def test_at_the_limit_points_are_refused_until_some_are_published(tmp_path: Path
     status = fleet.status()
     assert status["points_received"] - status["points_acknowledged"] == 3 * WIDE
     assert 2**20 <= status["journal_bytes"] < 1.2 * 2**20
+    assert not status["ready"]
     until(fleet, lambda: fleet.status()["journal_bytes"] < 2**19)
+    assert fleet.status()["ready"]
     send(wide("r0", 9999))
     assert fleet.close(Deadline.after(SOON_S))
     found = rows_of(contents(tmp_path / "data"), "points")
@@ -123,6 +125,7 @@ def test_the_oldest_is_dropped_if_that_was_chosen(tmp_path: Path) -> None:
     status = fleet.status()
     assert status["points_received"] == status["points_acknowledged"] == 39 * WIDE
     assert 0 < status["points_dropped"] < 39 * WIDE
+    assert status["ready"]
     assert status["points_dropped"] % WIDE == 0
     assert status["journal_bytes"] < 1.2 * 2**20
     end_all(fleet)
@@ -246,11 +249,16 @@ def test_a_look_that_fails_is_said_once_and_tried_again(
     assert [one.getMessage() for one in caplog.records if one.levelname == "WARNING"] == [
         f"hubmeter: looking after the runs failed: [Errno 20] Not a directory: '{folder}'"
     ]
+    with pytest.raises(JournalError):
+        Feeder(fleet)(power(3, 3, run_id="other"))
+    for _ in range(2):
+        fleet.tick()
+        assert not fleet.status()["ready"]
     folder.unlink()
     (tmp_path / "away").rename(folder)
-    Feeder(fleet)(power(2, 2, run_id="r"))
-    fleet._look_again_s = 0.0
     fleet.tick()
+    assert fleet.status()["ready"]
+    Feeder(fleet)(power(2, 2, run_id="r"))
     assert fleet.close(Deadline.after(SOON_S))
     assert watts(contents(tmp_path / "data")) == [1, 2]
 

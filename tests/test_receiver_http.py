@@ -807,6 +807,16 @@ def test_health_and_readiness() -> None:
         assert served.post(b"", None, "/readyz", "GET").status == 503
 
 
+def test_what_stands_behind_readiness_is_for_those_with_the_token() -> None:
+    """Names of repositories are nobody else's business; a probe has no token."""
+    state: dict[str, Any] = {"ready": False, "failure": "me/secret-project: 403"}
+    with Served(grpc=None, token=Secret("s3cr3t-t0k3n"), status=lambda: state) as served:
+        said = served.post(b"", None, "/readyz", "GET")
+        assert (said.status, json.loads(said.body)) == (503, {"ready": False})
+        words = {"Authorization": "Bearer s3cr3t-t0k3n"}
+        assert json.loads(served.post(b"", None, "/readyz", "GET", **words).body) == state
+
+
 def test_readiness_ends_when_the_receiver_drains() -> None:
     """A connection that is open hears it, while a request is still on its way."""
     served = Served(grpc=None)

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import logging
 import math
+import tempfile
 import threading
 import time
 from collections import Counter, OrderedDict
@@ -55,6 +56,9 @@ TICK_S = 0.5
 PATIENCE_S, POLL_S = 2.0, 0.05
 """For all journals together: whoever only looks at one has it for a moment."""
 
+RECORD_BYTES = 2**12
+"""Points are taken again as soon as so much can be written."""
+
 LOOK_EVERY_S = 60.0
 """How often to see what other receivers left that died in this directory."""
 
@@ -101,7 +105,8 @@ class Fleet:
         every_s = HUB_EVERY_S if is_hub else FOLDER_EVERY_S
         self._publisher = Publisher(folder, every_s=every_s, say=say)
         self._open: OrderedDict[RunKey, RunLog] = OrderedDict()  # the longest silent one first
-        self._received = self._acknowledged = self._dropped = 0
+        self._received = self._acknowledged = self._dropped = self._refused = 0
+        self._can_write = True
         self._look_again_s = time.monotonic() + LOOK_EVERY_S
         self._closed = False
         self._trouble = ""
@@ -162,11 +167,14 @@ class Fleet:
         """
         What there is, for people and probes. Points are counted since the start.
 
-        Of ``points_received`` those that are not ``points_acknowledged`` were refused.
+        Of ``points_received`` those that are not ``points_acknowledged`` were refused. It is not
+        ``ready`` while it would refuse more: at the limit of the journal, or as that cannot be
+        written.
         """
         publisher = self._publisher
         with self._lock:
             return {
+                "ready": self._can_write and self._has_room(),
                 "runs_open": len(self._open),
                 "points_received": self._received,
                 "points_acknowledged": self._acknowledged,
@@ -190,6 +198,9 @@ class Fleet:
                 self._take_over(SILENT_S)
             self._count()
             self._cut_large_ones()
+            refused = self._received - self._acknowledged
+            if refused != self._refused or not self._can_write:
+                self._refused, self._can_write = refused, _can_write(self._place.folder)
 
     def _append(self, run_log: RunLog, packed: Packed) -> None:
         if run_log.has(packed):
@@ -259,6 +270,11 @@ class Fleet:
                 f"the journal has reached {self._settings.journal_limit_mib:g} MiB, and new points"
                 " are refused until some are published: raise HUBMETER_JOURNAL_LIMIT"
             )
+
+    def _has_room(self) -> bool:
+        """Whether the limit of the journal lets points in."""
+        can_drop = self._settings.journal_full == "drop-oldest" and self._publisher.segments
+        return self._bytes < self._most_bytes or bool(can_drop)
 
     def _drop_oldest(self) -> None:
         dropped = self._publisher.drop_oldest(self._most_bytes / 10)
@@ -344,6 +360,16 @@ def _silent(folder: Path, silent_s: float) -> Iterator[Path]:
         with suppress(OSError):
             if not silent_s or time.time() - path.stat().st_mtime >= silent_s:
                 yield path
+
+
+def _can_write(folder: Path) -> bool:
+    """Whether there is room for a record, as far as another file can tell."""
+    try:
+        with tempfile.TemporaryFile(dir=folder) as file:
+            file.write(bytes(RECORD_BYTES))
+    except OSError:
+        return False
+    return True
 
 
 def _tidy(folder: Path) -> None:

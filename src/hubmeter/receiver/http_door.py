@@ -55,7 +55,8 @@ class HttpDoor:
         crowd: The connections.
 
     Args:
-        status: What ``/readyz`` shows; ``"ready": False`` in it makes that a 503.
+        status: What ``/readyz`` shows to those with the token; ``"ready": False`` in it makes
+            that a 503, for all.
     """
 
     def __init__(
@@ -236,6 +237,8 @@ class HttpDoor:
         status = {"ready": True, **self._status()}
         if self._is_draining:
             status["ready"] = False
+        if not is_allowed(request.headers.get("Authorization", ""), self._doors.token):
+            status = {"ready": status["ready"]}  # the rest may have names of repositories
         body = json.dumps(status, default=str).encode()
         code = 200 if status["ready"] else Status.UNAVAILABLE.http
         return Reply(code, {"Content-Type": "application/json"}, body)
