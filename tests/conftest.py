@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from reported_counts import *  # noqa: F403
 from standin.fixtures import *  # noqa: F403
 
 # What a shell runs in the background, or `nohup` does, ignores these, and so would all programs

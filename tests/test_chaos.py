@@ -63,7 +63,9 @@ FAULTS: Mapping[str, tuple[int, Fault]] = {
 
 
 @pytest.mark.timeout(240 * SOAK)
-def test_every_acknowledged_point_survives_a_hub_in_trouble_once(tmp_path: Path, capsys) -> None:
+def test_every_acknowledged_point_survives_a_hub_in_trouble_once(
+    tmp_path: Path, report_counts
+) -> None:
     """Parts, short deadlines, late exports, abandoned runs and recoveries at once, seeded."""
     dice = random.Random(SEED)
     lives = [_random_life(number, tmp_path, dice) for number in range(LIVES)]
@@ -74,8 +76,8 @@ def test_every_acknowledged_point_survives_a_hub_in_trouble_once(tmp_path: Path,
         ended = _run(lives, hub, tmp_path)
         seen = Published.on(hub)
         requests, errors = len(hub.requests), hub.errors
-    with capsys.disabled():
-        print(_counts(lives, trouble, seen, requests), f"{time.monotonic() - started:.0f} s")
+    lasted_s = time.monotonic() - started
+    report_counts(f"{_counts(lives, trouble, seen, requests)} {lasted_s:.0f} s")
 
     assert (ended.returncode, ended.stderr) == (0, "")
     assert errors == []
@@ -312,7 +314,7 @@ def _counts(lives: list[Life], trouble: Trouble, seen: Published, requests: int)
     found = sum(len(values) - values.count(None) for values in seen.watts.values())
     faults = ", ".join(f"{name} x {n}" for name, n in sorted(trouble.befallen.items()))
     return (
-        f"\nchaos: {len(lives)} runs of {len(programs)} processes, {requests} requests, "
+        f"chaos: {len(lives)} runs of {len(programs)} processes, {requests} requests, "
         f"{sum(trouble.befallen.values())} faults, {_flushes(lives)} flushes, "
         f"{len(seen.commits)} commits of {len(seen.shards)} shards to {len(seen.repos)} repos, "
         f"{sum(map(len, recoveries))} recoveries, {sum(map(bool, recoveries))} runs needed one; "

@@ -25,7 +25,7 @@ AT_ONCE = 4
 
 
 @pytest.mark.timeout(170 * int(os.environ.get("SOAK", "1")))
-def test_every_acknowledged_point_survives_sigkill_once(tmp_path: Path, capsys) -> None:
+def test_every_acknowledged_point_survives_sigkill_once(tmp_path: Path, report_counts) -> None:
     """Whatever moment the kill hits: collecting, publishing a part, closing, or after it."""
     with LoopbackHub() as hub:
         environment = hub.environment(tmp_path / "home")
@@ -39,12 +39,11 @@ def test_every_acknowledged_point_survives_sigkill_once(tmp_path: Path, capsys) 
             found += Counter(_watts_of(repo.files))
     acknowledged, allowed = _expected(plans)
     done = sum(read_log(Path(plan.acknowledged)).is_done for plan in plans)
-    with capsys.disabled():
-        print(
-            f"\ncrash: {len(plans)} processes, {killed} killed in mid-air, {done} had finished; "
-            f"{len(acknowledged)} points acknowledged, {len(found)} published "
-            f"({len(set(found) - acknowledged)} in flight when the kill came)"
-        )
+    report_counts(
+        f"crash: {len(plans)} processes, {killed} killed in mid-air, {done} had finished; "
+        f"{len(acknowledged)} points acknowledged, {len(found)} published "
+        f"({len(set(found) - acknowledged)} in flight when the kill came)"
+    )
 
     assert killed >= KILLS / 2
     assert acknowledged - set(found) == set()

@@ -272,7 +272,7 @@ def test_a_receiver_loads_nothing_that_is_heavy() -> None:
     assert done.stdout == "set()\n"
 
 
-def test_thousands_of_runs_stay_bounded(tmp_path: Path, capsys: Any) -> None:
+def test_thousands_of_runs_stay_bounded(tmp_path: Path, report_counts: Any) -> None:
     """3000 resources, 200 of them open at a time: files and memory, and each point once."""
     options = {"fleet": {"most_runs": 200}, "tick_s": 0, "settings": {}}
     files, memory, began = [], [], time.monotonic()
@@ -285,9 +285,10 @@ def test_thousands_of_runs_stay_bounded(tmp_path: Path, capsys: Any) -> None:
             memory.append(_memory_kib(server.process.pid))
         took_s = time.monotonic() - began
         assert server.do("fleet.status()['runs_open']") == 200
-    with capsys.disabled():
-        print(f"\n3000 runs in {took_s:.1f} s; at most {max(files)} files; memory "
-              f"{memory[9]} -> {memory[-1]} KiB")  # fmt: skip
+    report_counts(
+        f"fleet: 3000 runs in {took_s:.1f} s; at most {max(files)} files; memory "
+        f"{memory[9]} -> {memory[-1]} KiB"
+    )
 
     kept = [
         value

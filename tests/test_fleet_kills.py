@@ -78,7 +78,7 @@ class Sender:
 
 
 @pytest.mark.timeout(120 * int(os.environ.get("SOAK", "1")))
-def test_every_acknowledged_point_survives_sigkill_once(tmp_path: Path, capsys: Any) -> None:
+def test_every_acknowledged_point_survives_sigkill_once(tmp_path: Path, report_counts: Any) -> None:
     """Also if the kill hits while it starts, cuts a part, or publishes one in a child."""
     sender = Sender(SEED)
     for _ in range(KILLS):
@@ -96,9 +96,10 @@ def test_every_acknowledged_point_survives_sigkill_once(tmp_path: Path, capsys: 
     sender.settle(server)
     last = server.close()
     done = hubmeter("recover", "journal", folder=tmp_path)
-    with capsys.disabled():
-        print(f"\nfleet: {KILLS} kills, {len(sender.sent)} points, {sender.again} requests sent "
-              f"again, {len(contents(tmp_path / 'data'))} shards")  # fmt: skip
+    report_counts(
+        f"fleet: {KILLS} kills, {len(sender.sent)} points, {sender.again} requests sent "
+        f"again, {len(contents(tmp_path / 'data'))} shards"
+    )
 
     found = rows(contents(tmp_path / "data"))
     assert (last, done.returncode) == ("closed True", 0), done.stdout + done.stderr

@@ -72,7 +72,7 @@ def json_bodies(dice: Random) -> Iterator[bytes]:
 
 @pytest.mark.timeout(60 * SOAK)
 @pytest.mark.parametrize("encoding", ["protobuf", "json"])
-def test_damaged_bodies_are_decoded_or_refused(encoding: str, capsys) -> None:
+def test_damaged_bodies_are_decoded_or_refused(encoding: str, report_counts) -> None:
     """Ten thousand, seeded: a batch that the ledger and the tables take, or DecodeError."""
     dice, started, before = Random(SEED), time.monotonic(), _peak_mib()
     decode, bodies = (
@@ -84,9 +84,10 @@ def test_damaged_bodies_are_decoded_or_refused(encoding: str, capsys) -> None:
     for body in bodies(dice):
         seen.take(body)
     growth = _peak_mib() - before
-    with capsys.disabled():
-        print(f"\n{encoding}: {dict(seen.counts)}, peak memory +{growth:.0f} MiB, "
-              f"{time.monotonic() - started:.1f} s")  # fmt: skip
+    report_counts(
+        f"fuzz {encoding}: {dict(seen.counts)}, peak memory +{growth:.0f} MiB, "
+        f"{time.monotonic() - started:.1f} s"
+    )
 
     assert seen.counts["decoded"] + seen.counts["refused"] == BODIES
     assert min(seen.counts.values()) > BODIES / 50
@@ -95,7 +96,7 @@ def test_damaged_bodies_are_decoded_or_refused(encoding: str, capsys) -> None:
 
 
 @pytest.mark.timeout(60 * SOAK)
-def test_damaged_protobuf_is_decoded_as_its_json_is(capsys) -> None:
+def test_damaged_protobuf_is_decoded_as_its_json_is(report_counts) -> None:
     """What protobuf's parser takes says the same in both forms; no body spoils the next."""
     dice, compared = Random(SEED + 1), 0
     bodies = [request.SerializeToString() for request in requests_of(dice)]
@@ -111,8 +112,7 @@ def test_damaged_protobuf_is_decoded_as_its_json_is(capsys) -> None:
         text = json.dumps(json_of(parsed)).encode()
         assert contents(proto.decode(body)) == contents(json_decoder.decode_request(text))
         compared += 1
-    with capsys.disabled():
-        print(f"\n{compared} damaged requests decoded alike in protobuf and JSON")
+    report_counts(f"fuzz: {compared} damaged requests decoded alike in protobuf and JSON")
 
     assert compared > BODIES / 16
 

@@ -460,9 +460,11 @@ say(rounds)
 """
 
 
-def test_killed_at_random_moments(tmp_path: Path) -> None:
+def test_killed_at_random_moments(tmp_path: Path, report_counts) -> None:
     """SIGKILL: every append that returned is readable, and at most one more."""
     rounds = outcome(KILLED, tmp_path, KILLS)
+    batches = sum(acknowledged for acknowledged, *_ in rounds)
+    report_counts(f"journal: {len(rounds)} kills, {batches} batches acknowledged")
 
     assert len(rounds) == KILLS
     for acknowledged, found, damage, is_claimed in rounds:
@@ -471,7 +473,6 @@ def test_killed_at_random_moments(tmp_path: Path) -> None:
         assert damage in ([], [TORN])
         assert is_claimed
     assert len({len(found) for _, found, _, _ in rounds}) > KILLS / 4
-    print(f"{KILLS} kills, {sum(acknowledged for acknowledged, *_ in rounds)} batches")
 
 
 LIVE = """

@@ -32,7 +32,7 @@ FULL = 98
 @pytest.mark.parametrize("is_busy_409", [False, True], ids=["commits queue", "409 while busy"])
 @pytest.mark.parametrize("_round", range(SOAK))
 def test_a_hundred_writers_publish_to_one_repository(
-    _round: int, is_busy_409: bool, tmp_path: Path, capsys
+    _round: int, is_busy_409: bool, tmp_path: Path, report_counts
 ) -> None:
     """One commit each; who had no time leaves a journal, and one recovery brings those."""
     with WatchedHub() as hub:
@@ -43,8 +43,7 @@ def test_a_hundred_writers_publish_to_one_repository(
         waiting = {path.stem.split("-")[1] for path in (tmp_path / "journal").glob("*.journal")}
         commits, shards = len(repo.commits), len(_shards(repo))
         _recover(hub, tmp_path)
-        with capsys.disabled():
-            print(_counts(hub, repo, lasted_s, len(waiting), commits))
+        report_counts(_counts(hub, repo, lasted_s, len(waiting), commits))
 
         assert hub.errors == []
         assert shards >= WRITERS - len(waiting)
@@ -140,7 +139,7 @@ def _expected(writers) -> list[tuple[str, float]]:
 def _counts(hub: LoopbackHub, repo: Repo, lasted_s: float, waiting: int, commits: int) -> str:
     statuses = Counter(request.status for request in hub.requests if request.kind == "commit")
     return (
-        f"\nmany writers ({'409 while busy' if hub.is_busy_409 else 'commits queue'}): "
+        f"many writers ({'409 while busy' if hub.is_busy_409 else 'commits queue'}): "
         f"{WRITERS} processes, {len(_shards(repo))} shards, {len(hub.requests)} requests, "
         f"{commits} commits of writers ({statuses[409]} x 409, {statuses[412]} x 412), "
         f"the last was done after {lasted_s:.1f} s; {waiting} left to one recovery, "

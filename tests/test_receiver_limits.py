@@ -518,7 +518,7 @@ print(points)
 
 
 @pytest.mark.timeout(180 + 2 * SECONDS)
-def test_memory_stays_flat_under_load(capsys: pytest.CaptureFixture[str]) -> None:
+def test_memory_stays_flat_under_load(report_counts: Callable[[str], None]) -> None:
     """Four clients, one request after the other, half of them by gRPC; a process of its own."""
     tests = Path(__file__).parent
     with subprocess.Popen(
@@ -539,11 +539,10 @@ def test_memory_stays_flat_under_load(capsys: pytest.CaptureFixture[str]) -> Non
         requests = sum(client.result() for client in clients)
         points = int(server.communicate(timeout=20)[0])
     grown, at_the_end = max(seen) - first, sum(seen[-10:]) / 10 - first
-    with capsys.disabled():
-        print(
-            f" {requests} requests, {points} points, RSS {first:.0f} MiB,"
-            f" {grown:+.1f} at most, {at_the_end:+.1f} at the end"
-        )
+    report_counts(
+        f"load: {requests} requests, {points} points, RSS {first:.0f} MiB,"
+        f" {grown:+.1f} at most, {at_the_end:+.1f} at the end"
+    )
     assert points == 100 * requests
     assert grown < 25
     assert at_the_end < 10
