@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import os
 import signal
 import subprocess
@@ -148,3 +149,24 @@ def metadata(files: Mapping[str, bytes]) -> list[dict[str, str]]:
         }
         for content in shards.values()
     ]
+
+
+def received(files: Mapping[str, bytes]) -> int:
+    """
+    How many points all shards in *files* received, as they say themselves.
+
+    Each of them adds up, and has those that it published: one in a row, as its power.
+    """
+    shards = {path: content for path, content in files.items() if path.startswith("data/default/")}
+    total = 0
+    for path, content in shards.items():
+        [said] = metadata({path: content})
+        rejected = sum(json.loads(said["rejected"]).values())
+        published = sum(value is not None for value in watts({path: content}))
+        assert (int(said["points_published"]), int(said["points_rejected"])) == (
+            published,
+            rejected,
+        )
+        assert int(said["points_received"]) == published + rejected
+        total += published + rejected
+    return total
