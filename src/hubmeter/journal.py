@@ -21,6 +21,7 @@ from .held_files import HeldFile, read_file, take_file
 from .ledger import Packed
 from .owners import SILENT_S, Owner, as_json, from_json, is_alive, this_process
 from .records import Contents, Encoder, decode
+from .whole_files import make_folder, sync_folders
 
 JOURNAL = ".journal"
 OURS = (JOURNAL, ".sealed")
@@ -84,12 +85,16 @@ class Journal:
         """
         Begin the journal *name* in *folder*, which is made if need be.
 
+        With *fsync*, all that was written survives a power cut, not only the process.
+
         Raises:
             JournalError: It exists, or nothing can be written there.
         """
         path = folder / f"{name}{JOURNAL}"
         try:
-            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            changed = make_folder(folder, mode=0o700)
+            if fsync:
+                sync_folders(changed)
             # Under this name nobody takes it for an orphan before it is locked.
             journal = cls(folder / f".{path.name}.new", fsync=fsync)
             journal._publish(path, {"owner": as_json(this_process()), "header": dict(header)})
@@ -176,7 +181,7 @@ class Journal:
             _refuse_existing(path)
             self.path = self.path.rename(path)
             if self._fsync:
-                _sync_folder(path.parent)
+                sync_folders([path.parent])
         except BaseException:
             self.discard()
             raise
@@ -374,15 +379,6 @@ def _files(folder: Path) -> list[Path]:
 def _refuse_existing(path: Path) -> None:
     if path.exists():
         raise FileExistsError(errno.EEXIST, "it exists")
-
-
-def _sync_folder(folder: Path) -> None:
-    """The name of a new file survives a power cut, too."""
-    fd = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
 
 
 def _why(error: OSError) -> str:

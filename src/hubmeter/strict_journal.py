@@ -15,6 +15,7 @@ from .journal import Claim, Journal, Replay
 from .ledger import Packed
 from .owners import as_json, this_process
 from .records import Encoder
+from .whole_files import sync_folders
 
 GOES_ON = frozenset({"rejected", "resends"})
 """Notes that stay true when a journal goes on."""
@@ -41,7 +42,8 @@ class StrictJournal(Journal):
         It is a new file under the same name: whatever interrupts this, one of the two is there.
 
         Raises:
-            OSError: It cannot be written; the old one is as it was, and still claimed.
+            OSError: It cannot be written; the old one is as it was, and still claimed. Or it has
+                taken its place, but could not be synced.
         """
         fresh = claim.path.with_name(f".{claim.path.name}.new")
         fresh.unlink(missing_ok=True)  # of a process that was killed here
@@ -55,8 +57,13 @@ class StrictJournal(Journal):
             for packed in replay.contents.batches:
                 journal.append(packed)
             journal.path = fresh.rename(claim.path)
+            if fsync:
+                sync_folders([journal.path.parent])
         except BaseException:
-            journal.discard()
+            if journal.path == fresh:
+                journal.discard()
+            else:  # it has all points by now
+                journal.close()
             raise
         claim.release()
         return journal

@@ -43,7 +43,7 @@ def write_totals(folder: Path, process_id: str, totals: Totals) -> None:
     path = folder / FOLDER / f"{process_id}.json"
     before = [one for one in _entries(path) if one.get("part", 0) < totals.part][-1:]
     latest = {**totals._asdict(), "closing": as_json(totals.closing)}
-    write_whole({path: json.dumps([*before, latest]).encode()}, mode=0o600)
+    write_whole({path: json.dumps([*before, latest]).encode()}, mode=0o600, is_durable=True)
 
 
 def read_totals(folder: Path, process_id: str, part: int) -> Totals | None:

@@ -39,6 +39,7 @@ class ParquetDir:
         """
         Write all files of *shards*, then the card if it must change.
 
+        When this returns, the shards survive a power cut: their journals may be removed.
         A local write is not cut short by *deadline*.
 
         Raises:
@@ -48,7 +49,8 @@ class ParquetDir:
         rows = sum(shard.rows for shard in shards)
         try:
             files = {path: content for shard in shards for path, content in shard.files.items()}
-            write_whole({self._folder / path: content for path, content in files.items()})
+            placed = {self._folder / path: content for path, content in files.items()}
+            write_whole(placed, is_durable=True)
         except OSError as error:
             raise _failure(
                 error, f"{rows} rows not written to {self._folder}: {_reason(error)}. "
