@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import re
 import shutil
 import signal
@@ -41,6 +42,7 @@ from orphans import (
     run,
     watts,
 )
+from otlp_wire import json_of, random_request
 
 ONE = 'feed(begin("./data", "r1"), 7, 8, 9)'
 NOWHERE = "http://127.0.0.1:9"
@@ -718,6 +720,41 @@ def test_the_next_start_names_what_waits(tmp_path: Path) -> None:
     assert run(program(program_text, tmp_path), tmp_path).stderr == ""
 
 
+def test_nothing_in_the_journal_directory_keeps_a_run_from_starting(tmp_path: Path) -> None:
+    """It is recorded and published; what is not readable is no run, and is named as files."""
+    kill('feed(begin("./data", "waits"), 1)', tmp_path)
+    [journal] = journals(tmp_path)
+    content = journal.read_bytes()
+    for name, data in {
+        "empty": b"",
+        "foreign": b"PK\3\4 somebody's zip" * 99,
+        "newer": b"hubmeter journal 2\n" + b"\1" * 500,
+        "zeros": b"hubmeter journal 1\n" + b"\0" * 500,
+        "cut": content[:40],
+    }.items():
+        (tmp_path / f"journal/{name}.journal").write_bytes(data)
+        _old(tmp_path / f"journal/{name}.journal")
+    (tmp_path / "journal/folder.journal").mkdir()
+    program_text = """
+    from hubmeter import HubMetricExporter
+    from observed import Machine
+    exporter = HubMetricExporter("./mine")
+    exporter.export(Machine(**{"run.id": "new"}).collect(5))
+    exporter.shutdown()
+    """
+    environment = {"PYTHONPATH": str(Path(__file__).parent), "HUBMETER_JOURNAL_DIR": "journal"}
+    told = run(program(program_text, tmp_path), tmp_path, **environment)
+
+    assert (told.returncode, watts(contents(tmp_path / "mine"))) == (0, [5])
+    unreadable = "5 files without a readable beginning"
+    assert told.stderr == (
+        f"hubmeter: 1 earlier run waits to be published (waits); {unreadable}: "
+        f"hubmeter recover {tmp_path / 'journal'}\n"
+    )
+    journal.unlink()
+    assert waiting_text(tmp_path / "journal") == unreadable
+
+
 def test_looking_for_what_waits_reads_no_whole_journals(tmp_path: Path) -> None:
     """A journal of a gigabyte is named as fast as a small one."""
     kill('for i in range(50): feed(begin("./data", f"r{i}"), 1)', tmp_path)
@@ -773,6 +810,42 @@ def test_recovered_shards_say_what_became_of_their_points(tmp_path: Path) -> Non
     )
     recovered(tmp_path)
     assert metadata(contents(tmp_path / "data")) == metadata(contents(tmp_path / "live"))
+
+
+@pytest.mark.parametrize("settings", [{}, {"missing": "zero"}, {"points": "all"}], ids=str)
+def test_recovered_files_are_those_of_a_live_run_byte_for_byte(
+    settings: dict[str, str], tmp_path: Path
+) -> None:
+    """In two parts, with all kinds of metrics, broken values and points that come twice."""
+    dice = random.Random(3)
+    requests = [json_of(random_request(dice)) for _ in range(60)]
+    (tmp_path / "requests.json").write_text(json.dumps(requests))
+    kill(
+        f"""
+        import json
+        requests = json.load(open("requests.json"))
+        for to in ("./live", "./data"):
+            decoder, pipeline = JsonDecoder(), begin(to, "r", **{settings})
+            for half in (requests[:30], requests[30:]):
+                feed(pipeline, 7, 8, "NaN", "oops")
+                for one in half:
+                    pipeline.consume(decoder.decode(one))
+                feed(pipeline, 9, 8, first=len(half))
+                if half is not requests[30:]: cut(pipeline)
+            if to == "./live": pipeline.close(soon())
+        """,
+        tmp_path,
+    )
+    assert len(recovered(tmp_path)) == 2
+    live, dead = contents(tmp_path / "live"), contents(tmp_path / "data")
+    kinds = {row["kind"] for row in rows(live, "points")}
+    assert kinds >= {"histogram", "exponential_histogram", "summary"}
+    assert len(live) == 4
+    assert _without_process(dead) == _without_process(live)
+
+
+def _without_process(files: dict[str, bytes]) -> dict[str, bytes]:
+    return {re.sub("-[0-9a-f]{12}", "", path): content for path, content in files.items()}
 
 
 def test_a_recovery_does_not_wait_for_a_thread_of_this_process(tmp_path: Path) -> None:

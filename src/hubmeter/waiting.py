@@ -5,6 +5,7 @@ Which runs wait in a journal directory: their process has ended, and they are no
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from .gpus import owner_of
 from .journal import Claim, Replay, peek, segments
 from .owners import is_alive
 from .run import Run, from_json
-from .text import printable
+from .text import counted, printable
 
 NAMED = 3
 """Runs that a message names; the others are counted."""
@@ -22,9 +23,17 @@ NAMED = 3
 LONGEST_WAIT_S, POLL_S = 600.0, 0.2
 
 
-def waiting_runs(folder: Path) -> list[str]:
-    """Runs that wait in *folder*, each once; those of live processes do not."""
-    runs: dict[str, None] = {}
+def waiting_text(folder: Path) -> str:
+    """One sentence about what waits in *folder*; empty if nothing does. Live runs do not wait."""
+    found = list(_waiting(folder))
+    runs = list(dict.fromkeys(run for run in found if run is not None))
+    unreadable = found.count(None)
+    without = f"{counted(unreadable, 'file')} without a readable beginning" if unreadable else ""
+    return "; ".join(filter(None, (_named(runs), without)))
+
+
+def _waiting(folder: Path) -> Iterator[str | None]:
+    """The run of each journal that nobody holds; None if that cannot be read."""
     with suppress(OSError):  # nobody can read the folder: others say so
         for path in segments(folder):
             claim = Claim.take(path)
@@ -32,13 +41,10 @@ def waiting_runs(folder: Path) -> list[str]:
                 with claim, suppress(OSError):
                     if is_received(path) and not is_orphan(path):
                         continue  # its receiver is about to publish it
-                    runs[_run_id(path)] = None
-    return list(runs)
+                    yield _run_id(path)
 
 
-def waiting_text(folder: Path) -> str:
-    """One sentence about what waits in *folder*; empty if nothing does."""
-    runs = waiting_runs(folder)
+def _named(runs: list[str]) -> str:
     if not runs:
         return ""
     named = ", ".join(printable(run) for run in runs[:NAMED])
@@ -55,9 +61,11 @@ def run_of(replay: Replay) -> Run | None:
         return None
 
 
-def _run_id(path: Path) -> str:
-    """As far as the beginning of the journal tells it; else its name."""
+def _run_id(path: Path) -> str | None:
+    """As far as the beginning of the journal tells it, else its name; None if that says nothing."""
     replay = peek(path, only_notes=False)
+    if not replay.contents.notes and not replay.contents.batches:
+        return None
     run = run_of(replay)
     default = run.run_id if run else path.stem
     series = next((b.layout.series[0] for b in replay.contents.batches if b.values), None)
