@@ -31,6 +31,7 @@ from opentelemetry.instrumentation.utils import (
 from hubmeter.deadline import Deadline
 from hubmeter.errors import PublishError, PublishRejected, PublishUnavailable
 from hubmeter.hub import HubRefusal, Repository, asking, user_name
+from hubmeter.hub.client import stream_class
 from interpreters import hub_overlays
 from loopback_hub import Fault, LoopbackHub
 
@@ -176,6 +177,7 @@ def test_pauses_grow_and_differ(monkeypatch: pytest.MonkeyPatch) -> None:
         {"status": 503},
         {"drop_before": True},
         {"status": 500, "slow_body_bytes_per_s": 20},
+        {"slow_headers_bytes_per_s": 20},
     ],
     ids=str,
 )
@@ -427,7 +429,9 @@ def test_nothing_stays_behind(hub: LoopbackHub) -> None:
         names = ["httpx", "httpx2", "huggingface_hub", "huggingface_hub._commit_api"]
         filters = [list(logging.getLogger(name).filters) for name in names]
         bars = importlib.import_module("huggingface_hub.utils.tqdm").are_progress_bars_disabled
-        return [hooks, filters, client._GLOBAL_CLIENT_FACTORY, bars, dict(context.get_current())]
+        steps = [stream_class().read, stream_class().write]
+        factory = client._GLOBAL_CLIENT_FACTORY
+        return [hooks, filters, steps, factory, bars, dict(context.get_current())]
 
     before = traces()
     commit(hub)

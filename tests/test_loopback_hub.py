@@ -536,11 +536,13 @@ def wait_for(is_true: Any, limit_s: float = 10) -> None:
 
 
 def test_answers_may_come_late_or_slowly(hub: LoopbackHub) -> None:
-    """A delay comes before the head, a slow body after it."""
+    """A delay comes before the head, a slow body after it; the head may be slow too."""
     hub.create(X, files={"a.txt": b"x" * 100})
     hub.faults.append(Fault("whoami", delay_s=0.2))
+    hub.faults.append(Fault("whoami", slow_headers_bytes_per_s=400))
     hub.faults.append(Fault("resolve", slow_body_bytes_per_s=400))
-    for target, size in [(WHOAMI, None), (f"/datasets/{X}/resolve/main/a.txt", 100)]:
+    file = f"/datasets/{X}/resolve/main/a.txt"
+    for target, size in [(WHOAMI, None), (WHOAMI, None), (file, 100)]:
         began = time.monotonic()
         response, body = ask(hub, target)
         assert time.monotonic() - began >= 0.2

@@ -367,6 +367,24 @@ def test_a_hub_that_is_down_keeps_everything(
     assert journals(tmp_path) == []
 
 
+def test_a_hub_that_drips_its_headers_does_not_hold_a_recovery(
+    hub: LoopbackHub, home: dict[str, str], tmp_path: Path
+) -> None:
+    """Each byte comes in time, the last one would not: over in time, and the run waits."""
+    kill('feed(begin("me/x", "r1"), 1)', tmp_path)
+    hub.faults.append(Fault(times=10**6, slow_headers_bytes_per_s=2))
+    started = time.monotonic()
+    done = hubmeter("recover", "journal", "--timeout", "2", folder=tmp_path, **home)
+
+    assert time.monotonic() - started < 10
+    assert done.returncode == 1
+    assert re.search("not published: me/x: (no answer from|.* did not answer in time)", done.stdout)
+    assert "Try again: hubmeter recover journal" in done.stdout
+    hub.faults.clear()
+    assert hubmeter("recover", "journal", folder=tmp_path, **home).returncode == 0
+    assert watts(hub.repo("me/x").files) == [1]
+
+
 def test_a_destination_that_failed_is_asked_once(
     hub: LoopbackHub, home: dict[str, str], tmp_path: Path
 ) -> None:

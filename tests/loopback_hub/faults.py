@@ -24,6 +24,7 @@ class Fault:
         hang: Never answer; the hub lets go when it closes.
         drop_before: Close the connection without doing anything.
         drop_after: Do it, then close the connection without an answer.
+        slow_headers_bytes_per_s: Send the answer's status and headers this slowly.
         slow_body_bytes_per_s: Send the answer's body this slowly.
         error: The message that goes with *status*.
         body: Sent instead of JSON with *status*, as a gateway sends its HTML page.
@@ -38,6 +39,7 @@ class Fault:
     hang: bool = False
     drop_before: bool = False
     drop_after: bool = False
+    slow_headers_bytes_per_s: float | None = None
     slow_body_bytes_per_s: float | None = None
     error: str | None = None
     body: bytes | None = None

@@ -93,6 +93,8 @@ class Handler(BaseHTTPRequestHandler):
     disable_nagle_algorithm = True
     wbufsize = -1
     server: Server
+    _headers_buffer: list[bytes]
+    _headers_bytes_per_s: float | None = None
 
     def setup(self) -> None:
         super().setup()
@@ -118,7 +120,7 @@ class Handler(BaseHTTPRequestHandler):
         if fault.drop_after:
             self._drop()
         else:
-            self._send(answer, fault.slow_body_bytes_per_s)
+            self._send(answer, fault)
 
     do_GET = do_HEAD = do_POST = do_PUT = do_DELETE = _serve  # noqa: N815
 
@@ -126,14 +128,20 @@ class Handler(BaseHTTPRequestHandler):
         self.close_connection = True
         _cut(self.connection)
 
-    def _send(self, answer: Answer, bytes_per_s: float | None) -> None:
+    def _send(self, answer: Answer, fault: Fault) -> None:
+        self._headers_bytes_per_s = fault.slow_headers_bytes_per_s
         self.send_response(answer.status)
         for name, value in answer.headers.items():
             self.send_header(name, value)
         self.send_header("Content-Length", str(len(answer.body)))
         self.end_headers()
         if self.command != "HEAD":
-            self._write(answer.body, bytes_per_s)
+            self._write(answer.body, fault.slow_body_bytes_per_s)
+
+    def flush_headers(self) -> None:
+        """Send what the base class has gathered."""
+        head, self._headers_buffer = b"".join(self._headers_buffer), []
+        self._write(head, self._headers_bytes_per_s)
 
     def _write(self, body: bytes, bytes_per_s: float | None) -> None:
         if bytes_per_s is None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 import importlib
 import io
 import sys
+from contextlib import suppress
 from typing import Any
 
 
@@ -64,3 +65,11 @@ def transport() -> Any:
     from huggingface_hub.errors import HfHubHTTPError
 
     return sys.modules[HfHubHTTPError.__mro__[1].__module__.partition(".")[0]]
+
+
+def stream_class() -> Any:
+    """The class of connections that the HTTP library has; None if it has another."""
+    name = transport().__name__.replace("httpx", "httpcore")
+    with suppress(ImportError):
+        return getattr(importlib.import_module(f"{name}._backends.sync"), "SyncStream", None)
+    return None

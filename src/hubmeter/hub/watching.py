@@ -14,7 +14,7 @@ from functools import cache, partial
 from typing import Any, cast
 
 from ..deadline import Deadline
-from .client import inner, load, transport, utils
+from .client import inner, load, stream_class, transport, utils
 from .failures import OVER, Failed, no_answer, refusal_of
 
 LONGEST_REQUEST_S = 30.0
@@ -156,6 +156,8 @@ class _Hooks:
                 self._swaps = [
                     _Swap.of(inner("_http"), "_GLOBAL_CLIENT_FACTORY", self._hooking),
                     _Swap.of(inner("tqdm"), "are_progress_bars_disabled", _or_watched),
+                    _Swap.of(stream_class(), "read", _in_time),
+                    _Swap.of(stream_class(), "write", _in_time),
                 ]
                 # The client sends files in a way that httpx calls deprecated.
                 warnings.filterwarnings("ignore", "Use 'content=", DeprecationWarning)
@@ -194,26 +196,37 @@ _HOOKS = _Hooks()
 
 @dataclass(frozen=True, slots=True)
 class _Swap:
-    """A name of the client that stands for something else, for a while."""
+    """A name of the client, or of what it uses, that stands for something else for a while."""
 
-    module: Any
+    owner: Any
     name: str
     before: Any
     instead: Any
 
     @classmethod
-    def of(cls, module: Any, name: str, wrapping: Callable[[Any], Any]) -> _Swap:
+    def of(cls, owner: Any, name: str, wrapping: Callable[[Any], Any]) -> _Swap:
         """Put *wrapping* around what *name* stands for, if the client has it."""
-        before = getattr(module, name, None)
+        before = getattr(owner, name, None)
         instead = wrapping(before) if before else None
         if before:
-            setattr(module, name, instead)
-        return cls(module, name, before, instead)
+            setattr(owner, name, instead)
+        return cls(owner, name, before, instead)
 
     def undo(self) -> None:
         """Unless somebody else has set it in the meantime."""
-        if self.before and getattr(self.module, self.name, None) is self.instead:
-            setattr(self.module, self.name, self.before)
+        if self.before and getattr(self.owner, self.name, None) is self.instead:
+            setattr(self.owner, self.name, self.before)
+
+
+def _in_time(step: Callable[..., Any]) -> Callable[..., Any]:
+    """*step* of a connection within what is left: a request is told its limits only once."""
+
+    def bounded(*args: Any, **kwargs: Any) -> Any:
+        watch = _watch()
+        limit = {} if watch is None else {"timeout": watch.limits()["read"]}
+        return step(*args, **{**kwargs, **limit})
+
+    return bounded
 
 
 def _or_watched(are_disabled: Callable[..., bool]) -> Callable[..., bool]:
