@@ -7,6 +7,7 @@ import importlib
 import logging
 import os
 import pickle
+import socket
 import subprocess
 import sys
 import threading
@@ -200,6 +201,25 @@ def test_no_dripping_answer_outlives_the_deadline(hub: LoopbackHub, stage: str) 
     began = time.monotonic()
     assert isinstance(refused(hub, SHORT_S), PublishUnavailable)
     assert time.monotonic() - began < SHORT_S + 0.6
+
+
+def test_a_name_server_that_hangs_does_not_hold_a_command(
+    hub: LoopbackHub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The system would wait for it much longer: given up in time, and the next one works."""
+    has_waited = threading.Event()
+    lookup = socket.getaddrinfo
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: has_waited.wait(30) and [])
+    began = time.monotonic()
+    error = refused(hub, SHORT_S, pooled=True)
+    assert time.monotonic() - began < SHORT_S + asking.GRACE_S + 0.6
+    assert str(error).startswith("me/x: the Hub did not answer in time; ")
+    monkeypatch.setattr(socket, "getaddrinfo", lookup)
+    commit(hub, pooled=True)
+    has_waited.set()
+    for thread in threading.enumerate():
+        if thread.name == "hubmeter-attempt":
+            thread.join(10)
 
 
 def test_a_server_that_is_gone(hub: LoopbackHub) -> None:

@@ -7,18 +7,25 @@ from __future__ import annotations
 import itertools
 import math
 import random
+import threading
 import time
 from collections.abc import Callable, Collection
+from contextlib import suppress
+from functools import partial
+from queue import Empty, SimpleQueue
 from typing import Any, NoReturn, TypeVar
 
 from ..deadline import Deadline
 from ..errors import PublishRejected, PublishUnavailable
 from .client import new_api
-from .failures import Failure, failure_of, one_line
+from .failures import OVER, Failure, failure_of, one_line
 from .watching import watching
 
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.25, 8.0
 """Pauses are drawn from 0 to the first one doubled each time, at most the longest one."""
+
+GRACE_S = 1.0
+"""An attempt that ends by itself when the time is over has better words."""
 
 _T = TypeVar("_T")
 
@@ -47,8 +54,9 @@ def ask(
 ) -> _T:
     """What *call* returns, given the client; asked again after failures that can pass."""
     told: Failure | None = None
+    once = partial(_attempt, call, deadline, endpoint, every_thread=every_thread)
     for attempt in itertools.count():
-        outcome = _attempt(call, deadline, endpoint, every_thread=every_thread)
+        outcome = _in_time(once, deadline) if every_thread else once()
         if not isinstance(outcome, Failure):
             return outcome
         if not outcome.can_pass or outcome.status in final:
@@ -80,6 +88,22 @@ def _attempt(
             return call(new_api(endpoint))
     except Exception as error:  # noqa: BLE001 - the border to the client
         return failure_of(error)
+
+
+def _in_time(attempt: Callable[[], _T | Failure], deadline: Deadline) -> _T | Failure:
+    """
+    What *attempt* returns; if it is late, it is left behind, in a thread of its own.
+
+    The system has no limit for name servers, and tries all addresses of a name. Elsewhere
+    than in commands nobody waits for that, and no thread may start while Python exits.
+    """
+    outcomes: SimpleQueue[_T | Failure] = SimpleQueue()
+    threading.Thread(
+        target=lambda: outcomes.put(attempt()), name="hubmeter-attempt", daemon=True
+    ).start()
+    with suppress(Empty):
+        return outcomes.get(timeout=deadline.remaining_s() + GRACE_S)
+    return OVER
 
 
 def pause(attempt: int, deadline: Deadline, *, at_least_s: float = 0.0) -> None:

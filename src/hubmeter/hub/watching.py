@@ -47,7 +47,8 @@ _EVERY_THREAD: list[_Watch] = []
 
 
 def _watch() -> _Watch | None:
-    return _THIS_THREAD.watch or next(iter(_EVERY_THREAD), None)
+    # The last one: those before it may be of attempts that were left behind.
+    return _THIS_THREAD.watch or next(reversed(_EVERY_THREAD), None)
 
 
 @contextmanager
