@@ -319,7 +319,7 @@ def hotel(scene: Scene) -> None:
     ("setup", "kind", "words", "most_requests"),
     [
         (no_token, PublishRejected, "no token for the Hub was found; run `hf auth login`", 0),
-        (offline, PublishUnavailable, "HF_HUB_OFFLINE is set; unset it", 0),
+        (offline, PublishRejected, "HF_HUB_OFFLINE is set; unset it", 0),
         (bad_token, PublishRejected, "does not accept the token (401: Invalid credentials", 1),
         (read_token, PublishRejected, "may not do this (403: You don't have the rights", 3),
         (full, PublishRejected, "no room left (403: Private repository storage limit", 2),

@@ -367,6 +367,27 @@ def test_a_hub_that_is_down_keeps_everything(
     assert journals(tmp_path) == []
 
 
+def test_privacy_that_is_chosen_for_a_recovery(
+    hub: LoopbackHub, home: dict[str, str], tmp_path: Path
+) -> None:
+    """It wins over what the run was told; a process that goes on for a program chooses nothing."""
+    hub.create("me/x", private=False)
+    kill('feed(begin("me/x", "r1"), 1)', tmp_path)
+    assert hubmeter("recover", "journal", folder=tmp_path, **home).returncode == 1
+    toml = tmp_path / "hubmeter.toml"
+    toml.write_text("private = false")
+    assert hubmeter("recover", "journal", folder=tmp_path, **home).returncode == 0
+    toml.unlink()
+
+    kill('feed(begin("me/x", "r2", private=False), 2)', tmp_path)
+    process_id = journals(tmp_path)[0].stem.split("-")[1]
+    strict = {**home, "HUBMETER_PRIVATE": "1"}
+    assert hubmeter("recover", "journal", folder=tmp_path, **strict).returncode == 1
+    going_on = ("recover", "journal", "--process", process_id)
+    assert hubmeter(*going_on, folder=tmp_path, **strict).returncode == 0
+    assert watts(hub.repo("me/x").files) == [1, 2]
+
+
 def test_a_hub_that_drips_its_headers_does_not_hold_a_recovery(
     hub: LoopbackHub, home: dict[str, str], tmp_path: Path
 ) -> None:

@@ -10,12 +10,16 @@ Every error that this package raises on purpose.
     ├── JournalError            this machine's disk refused
     └── PublishError            the destination refused; the points are still here
         ├── PublishRejected     asking again cannot help
+        │   ├── WrongRepository     another repository can
+        │   └── PublicRepository    saying that it may be public can
         └── PublishUnavailable  asking again may help
 
 Each message says what failed, why, and what to do next.
 """
 
 from __future__ import annotations
+
+from typing import ClassVar
 
 
 class HubmeterError(Exception):
@@ -43,12 +47,35 @@ class PublishError(HubmeterError, OSError):
     A shard did not reach its destination.
 
     Its points are in the journal, and readable through ``HubMetricExporter.table()``.
+
+    Attributes:
+        command: Publishes them later; ``{}`` stands for a journal directory, if one is needed.
     """
+
+    command: ClassVar[str] = "hubmeter recover{}"
 
 
 class PublishRejected(PublishError):
     """The destination said no: a bad token, a wrong name, a public repository, a full quota."""
 
 
+class WrongRepository(PublishRejected):
+    """There is no such repository and none can be made: no name, or the namespace of others."""
+
+    command = "hubmeter recover{} --to user/name"
+
+
+class PublicRepository(PublishRejected):
+    """The repository is public, and nobody has said that the run may be."""
+
+    command = "HUBMETER_PRIVATE=0 hubmeter recover{}"
+
+
 class PublishUnavailable(PublishError):
     """The destination did not answer in time, or asked us to come back later."""
+
+
+def fresh(error: OSError) -> PublishError:
+    """*error* to be kept: without its traceback, which would keep all shards in memory."""
+    kind = type(error) if isinstance(error, PublishError) else PublishUnavailable
+    return kind(str(error))

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 from .batch import PointBatch
 from .deadline import Deadline
 from .destinations import HubRepo, Sink, destination_of, sink_of
-from .errors import JournalError, PublishError, PublishRejected, PublishUnavailable
+from .errors import JournalError, PublishError, PublishRejected, PublishUnavailable, fresh
 from .ledger import Block, Packed, Points, pack
 from .openings import START
 from .run import absolute, begin_run
@@ -204,25 +204,24 @@ class Pipeline:
 
     def leave(self) -> bool:
         """
-        The process is about to end: what is not published is left to a process of its own.
+        Leave what is not published to a process of its own: this one is about to end.
 
         Waits for no lock: a signal may have interrupted who has it.
 
         Returns:
-            Whether something is left.
+            Whether there is such a process. Not if the destination refused: it would again.
         """
         from .detached import start_detached
 
-        is_left = not self._segment.is_empty or bool(self._ended)  # in this order, as below
-        if is_left and self.can_be_left():
-            start_detached(
-                ["recover", str(self.journal_dir), "--process", self.run.process_id, "--wait"]
-            )
-        return is_left
+        if self.journal_dir is None or isinstance(self.failure, PublishRejected):
+            return False
+        return start_detached(
+            ["recover", str(self.journal_dir), "--process", self.run.process_id, "--wait"]
+        )
 
-    def can_be_left(self) -> bool:
-        """Whether a process could go on. Not if the destination refused: it would again."""
-        return self.journal_dir is not None and not isinstance(self.failure, PublishRejected)
+    def is_published(self) -> bool:
+        """Whether nothing is left. Waits for no lock."""
+        return self._segment.is_empty and not self._ended  # what is cut meanwhile is in one of both
 
     def is_journaled(self) -> bool:
         """Whether everything that is not published is on disk. Waits for no lock."""
@@ -262,8 +261,7 @@ class Pipeline:
             try:
                 self._send(mine, deadline)
             except PublishError as error:
-                # Anew: the traceback would keep all shards in memory.
-                self.failure = type(error)(str(error))
+                self.failure = fresh(error)
                 for segment in mine:  # each is an open file
                     if self._closed or segment.is_on_disk:
                         segment.release()

@@ -21,6 +21,7 @@ from pathlib import Path
 from .attempts import GIVEN_UP, attempt, in_groups, without_given_up
 from .deadline import Deadline
 from .destinations import Destination, Sink, destination_of, sink_of
+from .errors import PublishError, fresh
 from .journal import Claim, Replay, read_journal, says_end, sealed_path, segments
 from .openings import START
 from .receipts import receipt_of, write_receipt
@@ -95,7 +96,7 @@ class Recovery:
     Attributes:
         published: Segments that arrived.
         kept: Segments whose destination did not take them; they stay in the journal.
-        failures: One sentence for each destination that failed.
+        failures: One for each destination that failed.
         left: Segments that cannot be published or removed, with the reason.
         live: How many segments belong to running processes.
         damage: What could not be read, one sentence each.
@@ -103,7 +104,7 @@ class Recovery:
 
     published: list[Found] = field(default_factory=list)
     kept: list[Found] = field(default_factory=list)
-    failures: list[str] = field(default_factory=list)
+    failures: list[PublishError] = field(default_factory=list)
     left: list[tuple[Path, str]] = field(default_factory=list)
     live: int = 0
     damage: list[str] = field(default_factory=list)
@@ -113,6 +114,7 @@ def recover(
     folder: Path,
     *,
     to: str | None = None,
+    private: bool | None = None,
     process_id: str | None = None,
     only_received: bool = False,
     is_rehearsal: bool = False,
@@ -125,6 +127,7 @@ def recover(
     Args:
         folder: Journal directory.
         to: Destination instead of those that the runs had.
+        private: Whether repositories must be, instead of what the runs were told.
         process_id: Only the segments of that process.
         only_received: Only what receivers have ended, also those that live; a receiver that
             comes back goes on with what a killed one has not ended.
@@ -133,7 +136,7 @@ def recover(
         say: Is told about the progress.
     """
     result = Recovery()
-    reader = _Reader(to, result, is_rehearsal=is_rehearsal)
+    reader = _Reader(to, private, result, is_rehearsal=is_rehearsal)
     claim = reader.claim_ended if only_received else reader.claim
     publisher = _Publisher(budget_s, result, say)
     wanted = [path for path in segments(folder) if process_id in (None, process_of(path))]
@@ -163,8 +166,11 @@ def recover(
 class _Reader:
     """Claims and seals segments, in order: a segment starts from the totals of the one before."""
 
-    def __init__(self, to: str | None, result: Recovery, *, is_rehearsal: bool) -> None:
+    def __init__(
+        self, to: str | None, private: bool | None, result: Recovery, *, is_rehearsal: bool
+    ) -> None:
         self._to = to
+        self._private = private
         self._result = result
         self._is_rehearsal = is_rehearsal
         self._patience = Deadline.after(PATIENCE_S)
@@ -219,6 +225,8 @@ class _Reader:
     def _found(self, path: Path) -> Iterator[Found]:
         replay = read_journal(path)
         run = run_of(replay) or _stranger(path)
+        if self._private is not None:
+            run = replace(run, private=self._private)
         if why_not := _why_not(replay, has_destination=bool(run.to or self._to)):
             self._result.left.append((path, why_not))
             return
@@ -348,7 +356,7 @@ class _Publisher:
         try:
             sink.publish([_loaded(one) for one in filled], Deadline.after(self._budget_s))
         except OSError as error:  # all that sinks and sealed files raise
-            self._result.failures.append(str(error))
+            self._result.failures.append(fresh(error))
             self._sinks[key] = None
             return False
         return True

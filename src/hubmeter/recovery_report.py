@@ -21,7 +21,7 @@ def as_json(result: Recovery) -> dict[str, Any]:
         "schema_version": 1,
         "segments": [_found_json(one) for one in result.published],
         "kept": [_found_json(one) for one in result.kept],
-        "failures": result.failures,
+        "failures": [str(failure) for failure in result.failures],
         "left": [{"file": path.name, "reason": reason} for path, reason in result.left],
         "live": result.live,
         "damage": result.damage,
@@ -35,8 +35,8 @@ def recovery_text(result: Recovery, journal_dir: Path, *, is_rehearsal: bool) ->
     for path, reason in result.left:
         yield f"left in {journal_dir}: {path.name}: {reason}"
     for failure in result.failures:
-        again = f"hubmeter recover {quote(str(journal_dir))}"
-        yield f"not published: {failure.rstrip('.')}. Try again: {again}"
+        again = failure.command.format(f" {quote(str(journal_dir))}")
+        yield f"not published: {str(failure).rstrip('.')}. Try again: {again}"
     yield _sum(result, journal_dir, is_rehearsal=is_rehearsal)
 
 

@@ -69,13 +69,18 @@ def recover(  # noqa: PLR0917 - click passes them by name
     from ..recovery import recover as recover_all
     from ..waiting import wait_for
 
-    journal_dir = _journal_dir(folder)
+    settings = load_settings()
+    journal_dir = _journal_dir(settings, folder)
+    is_chosen = settings.origins["private"] != "default"
+    # Whoever goes on for a program keeps to what that was told, also as an argument in code.
+    is_chosen = is_chosen and process_id is None and not received
     _use_hub_from_here()
     if wait and process_id:
         wait_for(journal_dir, process_id)
     result = recover_all(
         journal_dir,
         to=None if to is None else _destination(to),
+        private=settings.private if is_chosen else None,
         process_id=process_id,
         only_received=received,
         is_rehearsal=dry_run,
@@ -161,10 +166,9 @@ def sentinel(folder: str, process_id: str, fd: int | None, pid: int | None) -> N
     recover_all(Path(folder), process_id=process_id, say=say)
 
 
-def _journal_dir(folder: str | None) -> Path:
+def _journal_dir(settings: Settings, folder: str | None) -> Path:
     from ..run import absolute
 
-    settings = load_settings()
     for problem in settings.problems:
         say(f"hubmeter: {problem}")
     chosen = settings.journal_dir if folder is None else folder

@@ -36,11 +36,15 @@ class HubRefusal(PublishRejected):
 
     Attributes:
         status: Of the HTTP answer; None without one.
+        is_name_wrong: Another repository would do.
     """
 
-    def __init__(self, words: str, *, status: int | None = None) -> None:
+    def __init__(
+        self, words: str, *, status: int | None = None, is_name_wrong: bool = False
+    ) -> None:
         super().__init__(words)
         self.status = status
+        self.is_name_wrong = is_name_wrong
 
 
 def ask(
@@ -60,7 +64,7 @@ def ask(
         if not isinstance(outcome, Failure):
             return outcome
         if not outcome.can_pass or outcome.status in final:
-            raise HubRefusal(_sentence(subject, outcome), status=outcome.status)
+            raise _refusal(_sentence(subject, outcome), outcome)
         if told is None or not deadline.is_over():  # an attempt that is cut short says less
             told = outcome
         if outcome.after_s >= deadline.remaining_s():
@@ -73,6 +77,10 @@ def _give_up(subject: str, failure: Failure) -> NoReturn:
     asked = 0 < failure.after_s < math.inf
     when = f"; the Hub asks to come back in {failure.after_s:.0f} s" if asked else ""
     raise PublishUnavailable(_sentence(subject, failure) + when)
+
+
+def _refusal(words: str, failure: Failure) -> HubRefusal:
+    return HubRefusal(words, status=failure.status, is_name_wrong=failure.is_name_wrong)
 
 
 def _sentence(subject: str, failure: Failure) -> str:

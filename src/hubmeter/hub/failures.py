@@ -29,6 +29,7 @@ class Failure:
     Attributes:
         can_pass: The same request may succeed later.
         after_s: The Hub asked to wait so long; infinite if there is nothing to wait for.
+        is_name_wrong: Another repository would do.
     """
 
     why: str
@@ -36,6 +37,7 @@ class Failure:
     can_pass: bool = False
     after_s: float = 0.0
     status: int | None = None
+    is_name_wrong: bool = False
 
 
 class Failed(Exception):
@@ -53,9 +55,7 @@ OVER = Failure(
 )
 
 _OF_THE_CLIENT: Mapping[str, Failure] = {
-    "OfflineModeIsEnabled": Failure(
-        why="HF_HUB_OFFLINE is set", advice="unset it to publish", can_pass=True, after_s=math.inf
-    ),
+    "OfflineModeIsEnabled": Failure(why="HF_HUB_OFFLINE is set", advice="unset it to publish"),
     "LocalTokenNotFoundError": Failure(
         why="no token for the Hub was found",
         advice="run `hf auth login`, or set HF_TOKEN to a token with write access",
@@ -64,6 +64,7 @@ _OF_THE_CLIENT: Mapping[str, Failure] = {
         why="this is no name for a repository on the Hub",
         advice="use user/name with letters, digits, '-', '_' and '.', at most 96; "
         "no '--' or '..', no '-' or '.' at an end, no '.git'",
+        is_name_wrong=True,
     ),
 }
 """By the name of the exception: all are raised before a request."""
@@ -113,6 +114,7 @@ def refusal_of(response: Any) -> Failure:
         can_pass=(status in TRANSIENT or status >= 500) and not is_taken,
         after_s=_retry_after_s(response.headers),
         status=status,
+        is_name_wrong=status == 404,
     )
 
 

@@ -9,8 +9,8 @@ from collections.abc import Iterable, Iterator, Sequence
 
 from ..card import card_text, config_entry
 from ..deadline import Deadline
-from ..errors import PublishRejected
-from ..hub import CARD, HubRefusal, Repository, RepoState, pause, user_name
+from ..errors import PublicRepository, PublishError, PublishRejected, WrongRepository
+from ..hub import CARD, HubRefusal, Repository, RepoState, account, pause, user_name
 from ..schema import CONFIGS
 from ..shard import Shard
 from ..text import printable
@@ -63,15 +63,23 @@ class HubDataset:
             PublishRejected: The Hub said no; or the repository is public.
             PublishUnavailable: The Hub did not answer in time; shards may have arrived.
         """
-        for batch in _batches(shards):
-            was_known = bool(self._declared)
-            try:
-                self._publish(batch, deadline)
-            except HubRefusal as refusal:
-                if refusal.status != 404 or not was_known:
-                    raise
-                self._declared.clear()  # somebody deleted the repository
-                self._publish(batch, deadline)
+        try:
+            for batch in _batches(shards):
+                self._publish_batch(batch, deadline)
+        except HubRefusal as refusal:
+            if refusal.is_name_wrong or (refusal.status == 403 and self._is_of_others(deadline)):
+                raise WrongRepository(str(refusal)) from None
+            raise
+
+    def _publish_batch(self, shards: Sequence[Shard], deadline: Deadline) -> None:
+        was_known = bool(self._declared)
+        try:
+            self._publish(shards, deadline)
+        except HubRefusal as refusal:
+            if refusal.status != 404 or not was_known:
+                raise
+            self._declared.clear()  # somebody deleted the repository
+            self._publish(shards, deadline)
 
     def _publish(self, shards: Sequence[Shard], deadline: Deadline) -> None:
         repository = self._opened(deadline)
@@ -104,7 +112,7 @@ class HubDataset:
             if "{user}" in name:
                 name = name.replace("{user}", user_name(deadline, self._endpoint))
             if name.count("/") != 1:
-                raise PublishRejected(f"{printable(name)} is no repository: write user/name")
+                raise WrongRepository(f"{printable(name)} is no repository: write user/name")
             self._repository = Repository(name, endpoint=self._endpoint, pooled=self._pooled)
         return self._repository
 
@@ -121,11 +129,21 @@ class HubDataset:
     def _allowed(self, repository: Repository, deadline: Deadline) -> RepoState:
         state = repository.state(deadline)
         if self._is_private and not state.is_private:
-            raise PublishRejected(
+            raise PublicRepository(
                 f"{repository.repo_id} is public: set HUBMETER_PRIVATE=0 to publish there, "
                 "or name another repository"
             )
         return state
+
+    def _is_of_others(self, deadline: Deadline) -> bool:
+        """Whether the namespace is known to be neither the user's nor an organization's of hers."""
+        if self._repository is None:
+            return False
+        try:
+            owner = account(deadline, self._endpoint)
+        except PublishError:
+            return False
+        return not owner.has(self._repository.repo_id.partition("/")[0])
 
 
 def _is_visible(repository: Repository, deadline: Deadline) -> bool:

@@ -151,9 +151,9 @@ class HubMetricExporter(MetricExporter):
             else:
                 log.info("hubmeter: the time for shutdown is over, publishing goes on")
         except PublishError as error:
-            self._complain(f"hubmeter: {error}. {_what_next(self._pipeline)}", exc_info=False)
+            self._complain(f"hubmeter: {error}", _what_next(self._pipeline, error), exc_info=False)
         except Exception:
-            self._complain(f"hubmeter: not published. {_what_next(self._pipeline)}")
+            self._complain("hubmeter: not published", _what_next(self._pipeline))
         _stay_interrupted()
 
     def table(self, config: str = "default") -> pa.Table:
@@ -219,9 +219,12 @@ class HubMetricExporter(MetricExporter):
 
     def _leave(self, pipeline: Pipeline) -> None:
         try:
-            if pipeline.leave():
-                why = pipeline.failure or "the run is not published yet"
-                self._complain(f"hubmeter: {why}. {_what_next(pipeline)}", exc_info=False)
+            if pipeline.is_published():
+                return
+            is_left = pipeline.leave()
+            why = pipeline.failure or "the run is not published yet"
+            then = _what_next(pipeline, pipeline.failure, goes_on=is_left)
+            self._complain(f"hubmeter: {why}", then, exc_info=False)
         except Exception:
             self._complain("hubmeter: not left cleanly")
 
@@ -235,11 +238,11 @@ class HubMetricExporter(MetricExporter):
             self._told_child = True
             log.info("hubmeter: a forked child is not recorded; a provider of its own would be")
 
-    def _complain(self, message: str, *, exc_info: bool = True) -> None:
+    def _complain(self, what: str, then: str = "", *, exc_info: bool = True) -> None:
         """Of failures that repeat, the first is an error and the others are for debugging."""
-        level = logging.DEBUG if message in self._complaints else logging.ERROR
-        self._complaints.add(message)
-        log.log(level, "%s", message, exc_info=exc_info)
+        level = logging.DEBUG if what in self._complaints else logging.ERROR
+        self._complaints.add(what)
+        log.log(level, "%s", f"{what}. {then}" if then else what, exc_info=exc_info)
 
 
 class _Anchor:
@@ -315,21 +318,24 @@ def _say_what_waits(journal_dir: Path) -> None:
         log.warning("hubmeter: %s: %s", text, _recover_command(journal_dir))
 
 
-def _what_next(pipeline: Pipeline) -> str:
-    """How what was not published gets published."""
+def _what_next(
+    pipeline: Pipeline, failure: PublishError | None = None, *, goes_on: bool = False
+) -> str:
+    """How what was not published, because of *failure*, gets published."""
     if pipeline.journal_dir is None or not pipeline.is_journaled():
         return "There is no journal: the rows are lost when this process ends (exporter.table())"
-    command = _recover_command(pipeline.journal_dir)
+    command = _recover_command(pipeline.journal_dir, failure)
     to = pipeline.run.to
     is_name = isinstance(destination_of(to, base=pipeline.run.base), HubRepo) and "://" not in to
     hint = f"; a folder would be ./{to}" if is_name else ""
-    again = "It is tried again when this process has ended. " if pipeline.can_be_left() else ""
+    again = "It is tried again when this process has ended. " if goes_on else ""
     return f"{again}Nothing is lost, the run is in the journal: {command}{hint}"
 
 
-def _recover_command(journal_dir: Path) -> str:
+def _recover_command(journal_dir: Path, failure: PublishError | None = None) -> str:
     is_default = str(journal_dir) == os.path.expanduser(default_journal_dir())  # noqa: PTH111
-    return "hubmeter recover" + ("" if is_default else f" {quote(str(journal_dir))}")
+    command = failure.command if failure else PublishError.command
+    return command.format("" if is_default else f" {quote(str(journal_dir))}")
 
 
 def _prepare_process() -> None:
