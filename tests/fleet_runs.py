@@ -84,6 +84,12 @@ def end_all(fleet: Fleet, *, is_final: bool = True) -> None:
             fleet._end(key, is_final=is_final)
 
 
+def quiet_end(fleet: Fleet) -> None:
+    """Nothing is published; what is on disk stays there, and is nobody's."""
+    for run_log in fleet._open.values():
+        run_log.release()
+
+
 def cut_all(fleet: Fleet) -> None:
     with fleet._lock:
         for run_log in fleet._open.values():

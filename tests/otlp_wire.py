@@ -12,6 +12,7 @@ from google.protobuf.message import Message
 from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import (
     ExportMetricsServiceRequest,
 )
+from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 
 from hubmeter.batch import PointBatch
 from makers import CO2, POWER, T0, UTIL
@@ -24,6 +25,7 @@ COUNTS = (0, 1, 7, 2**53 + 1, 2**64 - 1)
 TEXTS = ("", "a", "0", "gpu 1", "a.b/c", "ä\u2028€😀", "\0", '"\\\n', "x" * 300)
 KEYS = ("gpu_id", "gpu_id", "gpu_name", "hw.id", "service.name", "run.id", "a/b.c", "")
 NAMES = (UTIL, POWER, CO2, "m", "", "ä")
+OF_SPANS = (*KEYS, "task.id", "gen_ai.request.model", "llm.model_name", "agent.type")
 UNKNOWN = b"\xf8\x3f\x07" + b"\xfa\x3f\x03abc"
 """Field 1023, which no message has, as a number and as text."""
 
@@ -37,6 +39,24 @@ def random_request(dice: Random) -> ExportMetricsServiceRequest:
         for _ in range(dice.choice((0, 1, 1, 2))):
             scope_metrics = resource_metrics.scope_metrics.add(schema_url=dice.choice(TEXTS[:3]))
             _fill_scope(scope_metrics, dice)
+    return request
+
+
+def random_traces(dice: Random) -> ExportTraceServiceRequest:
+    """Spans that say what ran, or do not, some of them without an end or a trace."""
+    request = ExportTraceServiceRequest()
+    for _ in range(dice.choice((0, 1, 1, 1, 1, 2))):
+        resource_spans = request.resource_spans.add(schema_url=dice.choice(TEXTS))
+        _fill_attributes(resource_spans.resource.attributes, dice)
+        scope_spans = resource_spans.scope_spans.add(schema_url=dice.choice(TEXTS[:3]))
+        for _ in range(dice.choice((1, 3, 5))):
+            span = scope_spans.spans.add(name=dice.choice(TEXTS), kind=dice.randrange(6))
+            span.trace_id = dice.randbytes(dice.choice((16, 16, 16, 16, 0, 12)))
+            span.span_id = dice.randbytes(8)
+            span.start_time_unix_nano = dice.choice(TIMES)
+            span.end_time_unix_nano = dice.choice(TIMES)
+            _fill_attributes(span.attributes, dice, OF_SPANS)
+            _add_unknown(span, dice)
     return request
 
 
@@ -116,9 +136,9 @@ def _fill_exemplar(exemplar: Any, dice: Random) -> None:
     exemplar.trace_id = dice.randbytes(dice.choice((0, 16, 16, 16, 16, 12)))
 
 
-def _fill_attributes(pairs: Any, dice: Random) -> None:
+def _fill_attributes(pairs: Any, dice: Random, keys: tuple[str, ...] = KEYS) -> None:
     for _ in range(dice.choice((0, 1, 2, 3))):
-        pair = pairs.add(key=dice.choice(KEYS))
+        pair = pairs.add(key=dice.choice(keys))
         if dice.random() < 0.95:
             _fill_value(pair.value, dice)
 

@@ -1,10 +1,13 @@
-"""Damaged bodies: each is decoded or refused; nothing else is raised, and memory stays flat."""
+"""
+Damaged bodies: each is kept in a journal or refused, and nothing else; memory stays flat.
+
+They come as the doors hand them over; `test_receiver_limits.py` sends others through the doors.
+"""
 
 from __future__ import annotations
 
 import json
 import os
-import resource
 import subprocess
 import sys
 import time
@@ -20,38 +23,44 @@ from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import (
     ExportMetricsServiceRequest,
 )
 
+from fleet_runs import fleet_in, quiet_end
 from hubmeter.batch import PointBatch
+from hubmeter.deadline import Deadline
 from hubmeter.decode.otlp_json import JsonDecoder
 from hubmeter.decode.otlp_proto import ProtoDecoder
 from hubmeter.errors import DecodeError
+from hubmeter.fleet import Fleet
 from hubmeter.ledger import gather, pack
+from hubmeter.receiver.answers import Form, Signal, Status
+from hubmeter.receiver.intake import Intake
 from hubmeter.run import begin_run
 from hubmeter.sealing import options_of, tables_of
 from hubmeter.settings import load_settings
 from mutations import mutated, mutated_fields, mutated_json
-from otlp_wire import contents, json_of, random_request
+from otlp_wire import contents, json_of, random_request, random_traces
+from receivers import Highest
 
 SOAK = int(os.environ.get("SOAK", "1"))
 SEED = int(os.environ.get("SOAK_SEED", "20261123"))
 BODIES = 10_000 * SOAK
+"""Of each kind: 10,000 in `make test`, 100,000 in `make soak`."""
+
 FLATTENED = 500 * SOAK
-MOST_GROWTH_MIB = 200
-"""Of the process, whose peak the kernel keeps: decoders remember at most about 64 MiB each."""
+MOST_GROWTH_MIB = 100
+"""Decoders remember at most about 64 MiB each."""
 
 REFUSED = {"varint", "length", "deep", "groups", "deep lists", "deep objects"}
 
-Decode = Callable[[bytes], PointBatch]
 
-
-def requests_of(dice: Random) -> list[Any]:
+def requests_of(dice: Random, make: Callable[[Random], Any] = random_request) -> list[Any]:
     """Good requests, few of them empty."""
-    made = [random_request(dice) for _ in range(400)]
+    made = [make(dice) for _ in range(400)]
     return [one for one in made if one.ByteSize() > 300] + made[:20]
 
 
-def proto_bodies(dice: Random) -> Iterator[bytes]:
+def proto_bodies(dice: Random, requests: list[Any]) -> Iterator[bytes]:
     """Damaged as bytes, or field by field."""
-    bodies = [request.SerializeToString() for request in requests_of(dice)]
+    bodies = [request.SerializeToString() for request in requests]
     for _ in range(BODIES):
         if dice.random() < 0.6:
             yield mutated_fields(dice.choice(bodies), dice)
@@ -59,9 +68,9 @@ def proto_bodies(dice: Random) -> Iterator[bytes]:
             yield mutated(dice.choice(bodies), dice.choice(bodies), dice)
 
 
-def json_bodies(dice: Random) -> Iterator[bytes]:
+def json_bodies(dice: Random, requests: list[Any]) -> Iterator[bytes]:
     """Damaged as text, or as a tree."""
-    trees = [json_of(request) for request in requests_of(dice)]
+    trees = [json_of(request) for request in requests]
     bodies = [json.dumps(tree, ensure_ascii=False).encode() for tree in trees]
     for _ in range(BODIES):
         if dice.random() < 0.6:
@@ -70,29 +79,43 @@ def json_bodies(dice: Random) -> Iterator[bytes]:
             yield mutated(dice.choice(bodies), dice.choice(bodies), dice)
 
 
-@pytest.mark.timeout(60 * SOAK)
-@pytest.mark.parametrize("encoding", ["protobuf", "json"])
-def test_damaged_bodies_are_decoded_or_refused(encoding: str, report_counts) -> None:
-    """Ten thousand, seeded: a batch that the ledger and the tables take, or DecodeError."""
-    dice, started, before = Random(SEED), time.monotonic(), _peak_mib()
-    decode, bodies = (
-        (ProtoDecoder().decode, proto_bodies)
-        if encoding == "protobuf"
-        else (JsonDecoder().decode_request, json_bodies)
-    )
-    seen = Seen(decode)
-    for body in bodies(dice):
-        seen.take(body)
-    growth = _peak_mib() - before
+@pytest.fixture(name="fleet")
+def _fleet(tmp_path: Path) -> Iterator[Fleet]:
+    """Keeps what is taken, as `hubmeter serve` does; damaged ids make many runs."""
+    fleet = fleet_in(tmp_path, run_id="r", most_runs=20, journal_limit_mib=4096)
+    yield fleet
+    quiet_end(fleet)
+
+
+@pytest.mark.timeout(120 * SOAK)
+@pytest.mark.parametrize("form", ["protobuf", "json"])
+@pytest.mark.parametrize("signal", ["metrics", "traces"])
+def test_damaged_bodies_are_kept_or_refused(
+    signal: Signal, form: Form, fleet: Fleet, report_counts
+) -> None:
+    """
+    Ten thousand of each kind, seeded: 200 and it is in a journal, or 400; never a 5xx.
+
+    All that was kept can be published.
+    """
+    dice, started = Random(SEED), time.monotonic()
+    requests = requests_of(dice, random_request if signal == "metrics" else random_traces)
+    bodies = (proto_bodies if form == "protobuf" else json_bodies)(dice, requests)
+    seen = Seen(fleet)
+    with Highest() as memory:
+        for body in bodies:
+            seen.take(signal, form, body)
     report_counts(
-        f"fuzz {encoding}: {dict(seen.counts)}, peak memory +{growth:.0f} MiB, "
-        f"{time.monotonic() - started:.1f} s"
+        f"fuzz {signal} {form}: {dict(seen.counts)}, {fleet.status()['runs_open']} runs open, "
+        f"memory +{memory.grown_mib:.0f} MiB, {time.monotonic() - started:.1f} s"
     )
 
-    assert seen.counts["decoded"] + seen.counts["refused"] == BODIES
+    assert seen.counts["OK"] + seen.counts["BAD_DATA"] == BODIES
     assert min(seen.counts.values()) > BODIES / 50
-    assert growth < MOST_GROWTH_MIB
+    assert fleet.status()["points_acknowledged"] == seen.points
+    assert memory.grown_mib < MOST_GROWTH_MIB
     _flatten(seen.batches)
+    assert fleet.close(Deadline.after(60 * SOAK)), fleet.status()
 
 
 @pytest.mark.timeout(60 * SOAK)
@@ -136,27 +159,36 @@ def test_bombs_take_memory_by_their_size() -> None:
 
 
 class Seen:
-    """What became of the bodies."""
+    """
+    What became of bodies that were handed to an intake, whose batches a fleet keeps.
 
-    def __init__(self, decode: Decode) -> None:
+    Attributes:
+        counts: Of answers, by their name, and of what was in them.
+        points: That are acknowledged.
+    """
+
+    def __init__(self, fleet: Fleet) -> None:
         self.counts: Counter[str] = Counter()
+        self.points = 0
         self.batches: list[PointBatch] = []
-        self._decode = decode
+        self._fleet = fleet
+        self._intake = Intake(self._deliver)
 
-    def take(self, body: bytes) -> None:
-        try:
-            batch = self._decode(body)
-        except DecodeError:
-            self.counts["refused"] += 1
-            return
+    def take(self, signal: Signal, form: Form, body: bytes) -> None:
+        answer = self._intake.take(signal, form, body)
+        assert answer.status in (Status.OK, Status.BAD_DATA), (answer, body)
+        self.counts[answer.status.name] += 1
+        self.counts["with unusable parts"] += answer.rejected > 0
+
+    def _deliver(self, batch: PointBatch) -> None:
         packed = pack(batch)
         width = len(batch.layout.series)
         assert len(packed.values) == width
         assert len(packed.times_unix_nano) in {1, width}
         assert len(packed.starts) == width
-        self.counts["decoded"] += 1
+        self._fleet.deliver(batch)
+        self.points += width
         self.counts["with points"] += width > 0
-        self.counts["with skipped"] += sum(batch.skipped.values()) > 0
         if width and len(self.batches) < FLATTENED:
             self.batches.append(batch)
 
@@ -169,7 +201,3 @@ def _flatten(batches: list[PointBatch]) -> None:
         some = batches[first : first + 10]
         tables = tables_of(gather(iter(some)), options)
         assert tables["default"].num_rows + tables["points"].num_rows > 0
-
-
-def _peak_mib() -> float:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
