@@ -92,6 +92,11 @@ class Hubmeter:
         self.kill()
 
     @property
+    def pid(self) -> int:
+        assert self._process
+        return self._process.pid
+
+    @property
     def log(self) -> str:
         return (self.folder / "hubmeter.log").read_text()
 

@@ -5,12 +5,11 @@ from __future__ import annotations
 import asyncio
 import gzip
 import http.client
+import itertools
 import os
 import random
 import socket
 import ssl
-import subprocess
-import sys
 import threading
 import time
 import zlib
@@ -31,6 +30,7 @@ from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import (
 )
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 
+from collector_runs import Hubmeter
 from fleet_runs import fleet_in, quiet_end
 from hubmeter.deadline import Deadline
 from hubmeter.receiver.bodies import Room, collected
@@ -511,61 +511,68 @@ def _send_until_nobody_answers(served: Served, client: int) -> list[float]:
     return acknowledged
 
 
-SERVER = """
-import sys
-from receivers import LOOPBACK, Doors, Intake, Receiver
-points = 0
-def count(batch):
-    global points
-    points += len(batch.values)
-with Receiver(Intake(count), Doors(http=LOOPBACK, grpc=LOOPBACK)) as receiver:
-    print(receiver.http_address.port, receiver.grpc_address.port, flush=True)
-    sys.stdin.read()
-print(points)
-"""
-
-
 @pytest.mark.timeout(180 + 2 * SECONDS)
-def test_memory_stays_flat_under_load(report_counts: Callable[[str], None]) -> None:
-    """Four clients, one request after the other, half of them by gRPC; a process of its own."""
-    tests = Path(__file__).parent
-    with subprocess.Popen(
-        [sys.executable, "-c", SERVER],
-        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=tests,
-    ) as server, ThreadPoolExecutor(4) as pool:  # fmt: skip
-        assert server.stdout is not None
-        ports = [int(port) for port in server.stdout.readline().split()]
-        over = threading.Event()
-        clients = [pool.submit(_send, n, ports, over) for n in range(4)]
+def test_memory_stays_flat_under_load(tmp_path: Path, report_counts: Callable[[str], None]) -> None:
+    """
+    Four clients send new points to `hubmeter serve`, one request after the other, half by gRPC.
+
+    Meanwhile parts of their runs are cut and published.
+    """
+    over, longest_part_s = threading.Event(), str(SECONDS / 5)
+    with (
+        Hubmeter(tmp_path, HUBMETER_FLUSH_EVERY=longest_part_s).start() as hubmeter,
+        ThreadPoolExecutor(4) as pool,
+        ExitStack() as stack,
+    ):
+        stack.callback(over.set)
+        clients = [pool.submit(_send, n, hubmeter, over) for n in range(4)]
         time.sleep(max(1.0, SECONDS / 5))
-        first, seen = rss_mib(server.pid), []
-        deadline = time.monotonic() + SECONDS
-        while time.monotonic() < deadline:
+        first, seen = rss_mib(hubmeter.pid), []
+        enough, latest = Deadline.after(SECONDS), Deadline.after(SECONDS + 60)
+        while not enough.is_over() or not hubmeter.status()["points_published"]:
+            assert not latest.is_over(), hubmeter.log
             time.sleep(0.05)
-            seen.append(rss_mib(server.pid))
+            seen.append(rss_mib(hubmeter.pid))
         over.set()
         requests = sum(client.result() for client in clients)
-        points = int(server.communicate(timeout=20)[0])
+        status = hubmeter.status()
     grown, at_the_end = max(seen) - first, sum(seen[-10:]) / 10 - first
     report_counts(
-        f"load: {requests} requests, {points} points, RSS {first:.0f} MiB,"
+        f"load: {requests} requests, {status['points_published']} of"
+        f" {status['points_acknowledged']} points published, RSS {first:.0f} MiB,"
         f" {grown:+.1f} at most, {at_the_end:+.1f} at the end"
     )
-    assert points == 100 * requests
+    assert status["points_acknowledged"] == 100 * requests
     assert grown < 25
     assert at_the_end < 10
 
 
-def _send(number: int, ports: list[int], over: threading.Event) -> int:
-    bodies = [proto(*range(start, start + 100), client=str(number)) for start in range(10)]
-    connection = http.client.HTTPConnection("127.0.0.1", ports[0], timeout=30)
+def _send(number: int, hubmeter: Hubmeter, over: threading.Event) -> int:
+    """How many requests were acknowledged."""
+    connection = http.client.HTTPConnection("127.0.0.1", hubmeter.http, timeout=30)
     sent = 0
-    with grpc.insecure_channel(f"127.0.0.1:{ports[1]}") as channel, closing(connection):
-        while not over.is_set():
-            body = bodies[sent % len(bodies)]
+    with grpc.insecure_channel(hubmeter.target) as channel, closing(connection):
+        for body in _collections(f"client-{number}"):
+            if over.is_set():
+                break
             if number % 2:
                 assert ask(connection, gzip.compress(body), Content_Encoding="gzip").status == 200
             else:
                 assert call(channel, body) == b""
             sent += 1
     return sent
+
+
+def _collections(run_id: str) -> Iterator[bytes]:
+    """Without end: the same hundred series, a millisecond later each time."""
+    made = ExportMetricsServiceRequest()
+    resource = made.resource_metrics.add()
+    resource.resource.attributes.add(key="run.id").value.string_value = run_id
+    metric = resource.scope_metrics.add().metrics.add(name="my.gauge", unit="W")
+    for series in range(100):
+        point = metric.gauge.data_points.add()
+        point.attributes.add(key="series").value.int_value = series
+    for tick in itertools.count():
+        for point in metric.gauge.data_points:
+            point.time_unix_nano, point.as_double = T0 + tick * 10**6, float(tick)
+        yield made.SerializeToString()
