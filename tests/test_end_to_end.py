@@ -39,15 +39,19 @@ from real_collector import QUIET, Collector, collector_binary, needs_collector
 AGENTS = Path(__file__).parent / "agents"
 PYTHON_AGENT = [sys.executable, str(AGENTS / "python_agent.py")]
 NODE_AGENT = ["node", str(AGENTS / "node/agent.js")]
-AT_ONCE = "batch: {flush_timeout: 1ms, min_size: 1}"
+AT_ONCE = {"flush_timeout": "1ms", "min_size": 1}
 """Many small requests, so that there is always one under way."""
+OTLP_GRPC = {
+    "endpoint": "${env:HUBMETER_GRPC}",
+    "tls": {"insecure": True},
+    "compression": "gzip",
+    "sending_queue": {"storage": "file_storage", "block_on_overflow": True, "batch": AT_ONCE},
+    "retry_on_failure": {"max_elapsed_time": 0, "initial_interval": "100ms", "max_interval": "1s"},
+}
 BY = {
-    "http": (f"yaml:exporters::otlp_http::sending_queue::{AT_ONCE}",),
+    "http": (f"yaml:exporters::otlp_http::sending_queue::batch: {json.dumps(AT_ONCE)}",),
     "grpc": (
-        "yaml:exporters::otlp_grpc: {endpoint: '${env:HUBMETER_GRPC}', tls: {insecure: true},"
-        " compression: gzip, sending_queue: {storage: file_storage, block_on_overflow: true,"
-        f" {AT_ONCE}}}, retry_on_failure: {{max_elapsed_time: 0, initial_interval: 100ms,"
-        " max_interval: 1s}}",
+        f"yaml:exporters::otlp_grpc: {json.dumps(OTLP_GRPC)}",
         "yaml:service::pipelines::metrics::exporters: [otlp_grpc]",
     ),
 }
