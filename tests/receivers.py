@@ -21,6 +21,7 @@ from google.rpc.status_pb2 import Status
 from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import (
     ExportMetricsServiceRequest,
 )
+from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 from typing_extensions import Self
 
 from hubmeter.batch import PointBatch
@@ -205,6 +206,21 @@ def text(*values: float, name: str = "power") -> bytes:
     """The same in OTLP/JSON."""
     points = [point(value, T0 + number) for number, value in enumerate(values)]
     return json.dumps(request(gauge(name, "W", *points))).encode()
+
+
+def one_bad_span_of_two() -> tuple[bytes, bytes]:
+    """A request with two root spans, one of which has no trace: in OTLP/JSON and in protobuf."""
+    made = ExportTraceServiceRequest()
+    spans = made.resource_spans.add().scope_spans.add().spans
+    for trace_id in (bytes(range(16)), b"short"):
+        spans.add(trace_id=trace_id, start_time_unix_nano=T0, end_time_unix_nano=T0 + 10**9)
+    as_json = [
+        {"traceId": span.trace_id.hex(), "startTimeUnixNano": str(T0),
+         "endTimeUnixNano": str(T0 + 10**9)}
+        for span in spans
+    ]  # fmt: skip
+    body = {"resourceSpans": [{"scopeSpans": [{"spans": as_json}]}]}
+    return json.dumps(body).encode(), made.SerializeToString()
 
 
 def sized(size: int) -> bytes:

@@ -30,6 +30,7 @@ from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import (
     ExportMetricsServiceRequest,
     ExportMetricsServiceResponse,
 )
+from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceResponse
 from opentelemetry.sdk._logs import LoggerProvider
 from opentelemetry.sdk._logs.export import SimpleLogRecordProcessor
 from opentelemetry.sdk.metrics import MeterProvider
@@ -44,6 +45,7 @@ from hubmeter.errors import JournalError
 from hubmeter.receiver.connections import Crowd
 from hubmeter.receiver.credentials import Tls
 from hubmeter.receiver.doors import Address
+from hubmeter.receiver.grpc_door import MOST_REQUESTS
 from hubmeter.receiver.one_port import PREFACE, FirstBytes
 from hubmeter.text import Secret
 from receivers import (
@@ -58,6 +60,7 @@ from receivers import (
     call,
     certificates,
     is_closed,
+    one_bad_span_of_two,
     proto,
     read_response,
     retry_delay_s,
@@ -142,6 +145,15 @@ def test_case_13_a_partial_success(served: Served, kept: Kept) -> None:
     assert said.partial_success.rejected_data_points == 1
     assert said.partial_success.error_message
     assert kept.values() == [1.0]
+
+
+def test_case_13_spans_that_cannot_be_used_are_counted(served: Served, kept: Kept) -> None:
+    """One of two has no trace."""
+    _, body = one_bad_span_of_two()
+    said = ExportTraceServiceResponse.FromString(served.export(body, TRACES)).partial_success
+    assert said.rejected_spans == 1
+    assert "no trace id of 16 bytes (1)" in said.error_message
+    assert kept.names() == ["hubmeter.span.duration"]
 
 
 def test_case_14_a_full_journal_is_unavailable_with_retry_info() -> None:
@@ -305,6 +317,50 @@ def _silence(channel: grpc.Channel, count: int) -> Iterator[list[Any]]:
         over.set()
         for one in calls:
             one.cancel()
+
+
+def test_requests_beyond_the_most_come_again() -> None:
+    """RESOURCE_EXHAUSTED with a time, which senders repeat; those that wait keep their place."""
+    room, more = MOST_REQUESTS, 20
+
+    async def send(target: str) -> list[grpc.aio.AioRpcError]:
+        options = [("grpc.use_local_subchannel_pool", 1)]
+        channels = [
+            grpc.aio.insecure_channel(target, options=options) for _ in range(room // 100 + 1)
+        ]
+        silent = [
+            channels[number % len(channels)].stream_unary(METRICS)()
+            for number in range(room + more)
+        ]
+        calls = [asyncio.ensure_future(_error_of(one)) for one in silent]
+        done: set[asyncio.Future[grpc.aio.AioRpcError]] = set()
+        while len(done) < more:
+            done, _ = await asyncio.wait(calls, timeout=20, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.sleep(0.1)
+        for one in silent:
+            one.cancel()
+        await asyncio.gather(*calls)
+        for channel in channels:
+            await channel.close()
+        return [one.result() for one in done]
+
+    with Served(http=None) as served:
+        errors = asyncio.run(send(served.target))
+        assert until(lambda: served.export(proto(1.0)) == b"")
+    assert len(errors) == more
+    for error in errors:
+        assert error.code() is Code.RESOURCE_EXHAUSTED
+        assert retry_delay_s(error) == 1.0
+
+
+async def _error_of(one: Any) -> grpc.aio.AioRpcError | None:
+    try:
+        await one
+    except grpc.aio.AioRpcError as error:
+        return error
+    except asyncio.CancelledError:
+        return None
+    raise AssertionError
 
 
 def test_a_connection_that_is_no_http_2() -> None:

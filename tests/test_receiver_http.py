@@ -60,6 +60,7 @@ from receivers import (
     ask,
     certificates,
     is_closed,
+    one_bad_span_of_two,
     proto,
     read_head,
     read_response,
@@ -303,6 +304,19 @@ def test_case_13_a_partial_success_in_protobuf(served: Served) -> None:
     )
 
 
+def test_case_13_spans_that_cannot_be_used_are_counted(served: Served, kept: Kept) -> None:
+    """In either form; one of two spans has no trace, the other is kept."""
+    as_json, as_proto = one_bad_span_of_two()
+    said = json.loads(served.post(as_json, JSON, "/v1/traces").body)["partialSuccess"]
+    assert said["rejectedSpans"] == "1"
+    assert "no trace id of 16 bytes (1)" in said["errorMessage"]
+    answer = served.post(as_proto, PROTOBUF, "/v1/traces")
+    partial = ExportTraceServiceResponse.FromString(answer.body).partial_success
+    assert (answer.status, partial.rejected_spans) == (200, 1)
+    assert "no trace id of 16 bytes (1)" in partial.error_message
+    assert kept.names() == ["hubmeter.span.duration"] * 2
+
+
 @both
 def test_case_14_a_full_journal_is_a_503_with_a_time_to_come_again(content_type: str) -> None:
     """In the request's form, and without a word about our disk."""
@@ -493,6 +507,24 @@ def test_case_18_identifiers_and_bytes(served: Served, kept: Kept) -> None:
     [batch] = kept.batches
     assert "0123456789abcdef0123456789abcdef" in str(batch.extras[0].exemplars).lower()
     assert json.loads(batch.layout.series[0].attributes) == {"raw": "AP8="}
+
+
+@pytest.mark.parametrize("trace_id", ["0123456789abcdef", "g" * 32, "0" * 33])
+def test_case_18_identifiers_of_a_wrong_length(served: Served, kept: Kept, trace_id: str) -> None:
+    """A partial success: the point or span that has one is not used, all others are."""
+    exemplar = {"timeUnixNano": str(T0), "asDouble": 1.0, "traceId": trace_id}
+    sent = request(gauge("n", "1", {**point(1.0), "exemplars": [exemplar]}, point(2.0)))
+    answer = served.post(json.dumps(sent).encode(), JSON)
+    said = json.loads(answer.body)["partialSuccess"]
+    assert (answer.status, said["rejectedDataPoints"]) == (200, "1")
+    assert "an exemplar has a trace or span id that is not one (1)" in said["errorMessage"]
+    assert kept.values() == [2.0]
+
+    times = {"startTimeUnixNano": str(T0), "endTimeUnixNano": str(T0 + 1)}
+    spans = {"resourceSpans": [{"scopeSpans": [{"spans": [{"traceId": trace_id, **times}]}]}]}
+    answer = served.post(json.dumps(spans).encode(), JSON, "/v1/traces")
+    assert answer.status == 200
+    assert json.loads(answer.body)["partialSuccess"]["rejectedSpans"] == "1"
 
 
 def _all_kinds() -> bytes:

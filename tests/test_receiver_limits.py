@@ -213,7 +213,9 @@ def test_connections_beyond_the_most_come_again() -> None:
             for _ in range(20):
                 stack.enter_context(served.raw())
             with served.raw() as connection:
-                assert b" 429 " in read_head(connection).splitlines()[0]
+                status, *headers = read_head(connection).splitlines()
+                assert b" 429 " in status
+                assert b"Retry-After: 1" in headers
                 assert is_closed(connection, 5)
         assert until(lambda: _status_of_health(served) == 200)
 
