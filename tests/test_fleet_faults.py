@@ -216,6 +216,44 @@ print(taken + 1, fleet.close(Deadline.after(20)))
     assert len({(row["timestamp"], row["attributes"]) for row in found}) == len(found)
 
 
+@pytest.mark.skipif(not HAS_MOUNTS, reason="LOUD: cannot mount (not root): read-only untested")
+def test_a_folder_that_becomes_read_only_is_a_503_until_it_can_be_written(tmp_path: Path) -> None:
+    """
+    As an administrator remounts it: senders come again, and nothing is lost or doubled.
+
+    The kernel allows that between two runs; while a journal is open it is busy.
+    """
+    (tmp_path / "journal").mkdir()
+    code = f"""
+import json, subprocess, sys; sys.path.insert(0, {str(Path(__file__).parent)!r})
+from pathlib import Path
+from fleet_runs import *
+from hubmeter.receiver.intake import Intake
+fleet = fleet_in(Path("."))
+intake = Intake(fleet.deliver)
+def send(*seconds):
+    for second in seconds:
+        body = json.dumps({{"resourceMetrics": [power(second, second, run_id="r")]}}).encode()
+        print(intake.take("metrics", "json", body).status.http)
+def remount(how):
+    subprocess.run(["mount", "-o", f"remount,{{how}}", "journal"], check=True)
+send(1)
+end_all(fleet, is_final=False)
+remount("ro")
+send(2, 2)
+fleet.tick()
+remount("rw")
+send(2, 3)
+print(fleet.close(Deadline.after(20)))
+"""
+    script = tmp_path / "script.py"
+    script.write_text(code)
+    mount = ["unshare", "-m", "bash", "-ec", 'mount -t tmpfs none journal; exec "$@"', "-"]
+    done = run([*mount, sys.executable, str(script)], tmp_path)
+    assert done.stdout.split() == ["200", "503", "503", "200", "200", "True"], done.stderr
+    assert watts(contents(tmp_path / "data")) == [1, 2, 3]
+
+
 def test_a_journal_that_is_removed_costs_what_was_in_it(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 import signal
@@ -18,7 +19,7 @@ from pathlib import Path
 import pytest
 
 from hubmeter import open_dataset
-from loopback_hub import LoopbackHub
+from loopback_hub import Fault, LoopbackHub
 
 SERVE = [sys.executable, "-m", "hubmeter", "serve"]
 ANY_PORT = ["--http", "127.0.0.1:0", "--grpc", "127.0.0.1:0"]
@@ -72,10 +73,10 @@ def serving(
         process.communicate()
 
 
-def post(address: str, **headers: str) -> int:
+def post(address: str, run_id: str = "served", **headers: str) -> int:
     request = urllib.request.Request(
         f"{address}/v1/metrics",
-        json.dumps(METRICS).encode(),
+        json.dumps(METRICS).replace("served", run_id).encode(),
         {"Content-Type": "application/json", **headers},
     )
     try:
@@ -248,6 +249,32 @@ def test_a_repository_that_cannot_take_runs_is_named_at_once(tmp_path: Path) -> 
             assert post(address) == 200
     assert said.startswith("not ready to publish: hf://datasets/me/runs, as me: the token may only")
     assert hub.read_token not in said
+
+
+def test_a_hub_that_does_not_answer_makes_no_sender_wait(tmp_path: Path) -> None:
+    """
+    A publication hangs; what comes meanwhile is acknowledged as quickly as ever.
+    """
+    with LoopbackHub() as hub:
+        hub.faults.append(Fault(on="create", hang=True, times=math.inf))
+        variables = hub.environment(tmp_path / "home")
+        with serving(tmp_path, "--to", "me/runs", "--silence", "1", **variables) as (address, _):
+            assert post(address) == 200
+            deadline = time.monotonic() + 60
+            while not any(one.kind == "create" for one in hub.requests):
+                assert time.monotonic() < deadline, hub.requests
+                time.sleep(0.05)
+            took_s = []
+            for number in range(50):
+                began = time.monotonic()
+                assert post(address, f"run-{number}") == 200
+                took_s.append(time.monotonic() - began)
+                time.sleep(0.05)
+            with urllib.request.urlopen(f"{address}/readyz") as answer:
+                status = json.load(answer)
+    assert (status["ready"], status["is_publishing"], status["points_published"]) == (True, True, 0)
+    assert sorted(took_s)[25] < 0.5
+    assert max(took_s) < 2
 
 
 def test_a_folder_that_cannot_take_runs_is_named_at_once(tmp_path: Path) -> None:
