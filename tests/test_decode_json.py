@@ -14,7 +14,7 @@ import pytest
 
 from hubmeter.batch import Distribution, PointBatch, Series
 from hubmeter.convert import flatten, read_points
-from hubmeter.decode.json_values import BAD_ID
+from hubmeter.decode.json_values import BAD_ID, BAD_NUMBER, BAD_TIME
 from hubmeter.decode.layouts import LayoutCache
 from hubmeter.decode.otlp_json import NOT_AN_OBJECT, SNAKE_CASE, JsonDecoder
 from hubmeter.errors import DecodeError, SettingsError
@@ -48,6 +48,7 @@ def decode(*metrics, **envelope):
         ({"asInt": None, "asDouble": None}, None), ({}, None), ({"asInt": "5", "flags": 1}, None),
         ({"asInt": str(2**63 - 1)}, 2**63 - 1), ({"asInt": -(2**63)}, -(2**63)),
         ({"asDouble": "Infinity"}, float("inf")), ({"asDouble": "-Infinity"}, float("-inf")),
+        ({"asDouble": "-1.5e+3"}, -1500.0), ({"asDouble": "2E-1"}, 0.2), ({"asInt": "+5"}, 5),
     ],
 )  # fmt: skip
 def test_number(sent, value) -> None:
@@ -55,6 +56,23 @@ def test_number(sent, value) -> None:
     [found] = decode(gauge("m", "", {"timeUnixNano": str(T0), **sent})).values
 
     assert (found, type(found)) == (value, type(value))
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["1_000", "\uff11\uff12", "\u0663", " 7", "7\n", "1.", ".5", "1_0.5", "1e1_0", "0x10", "--1",
+     "inf", "infinity", "nan", "+Infinity"],
+)  # fmt: skip
+def test_number_that_only_python_can_read_is_none(text: str) -> None:
+    """A text is a number as protobuf spells it in JSON, or its point is not used."""
+    sent = ({"asDouble": text}, {"asInt": text}, {"asInt": 1, "timeUnixNano": text})
+    attributes = {"i": {"intValue": text}, "d": {"doubleValue": text}}
+    good = point(2) | {"attributes": [{"key": k, "value": v} for k, v in attributes.items()]}
+    batch = decode(gauge("m", "", *({**point(1), **one} for one in sent), good))
+
+    assert list(batch.values) == [2]
+    assert batch.skipped == {BAD_NUMBER: 2, BAD_TIME: 1}
+    assert json.loads(batch.layout.series[-1].attributes) == {"i": text, "d": text}
 
 
 @pytest.mark.parametrize("time", [T0, str(T0), 2**64 - 1])

@@ -55,9 +55,9 @@ def any_value(value: Any, depth: int = 0) -> Any:
         case _ if depth > DEEPEST:
             found = TOO_DEEP
         case "intValue", str(text):
-            found = _or_as_sent(int, text)
+            found = _or_as_sent(_integer_in, text)
         case "doubleValue", int() | str() as number:
-            found = _or_as_sent(float, number)
+            found = _or_as_sent(_double_in, number)
         case "arrayValue", Mapping() as array:
             found = [any_value(item, depth + 1) for item in _list(array.get("values"))]
         case "kvlistValue", Mapping() as pairs:
@@ -67,11 +67,28 @@ def any_value(value: Any, depth: int = 0) -> Any:
     return found
 
 
-def _or_as_sent(number: type[int | float], content: Any) -> Any:
+def _or_as_sent(read: Callable[[Any], int | float], content: Any) -> Any:
     try:
-        return number(content)
+        return read(content)
     except (ValueError, OverflowError):
         return content
+
+
+# What protobuf reads in JSON. Python also reads "1_000", "inf", white space, digits of any script.
+_INTEGER = re.compile(r"[+-]?[0-9]+")
+_DOUBLE = re.compile(r"[+-]?[0-9]+(?:\.[0-9]+)?(?:[eE][+-]?[0-9]+)?|NaN|-?Infinity")
+
+
+def _integer_in(text: str) -> int:
+    if not _INTEGER.fullmatch(text):
+        raise ValueError(BAD_NUMBER)
+    return int(text)
+
+
+def _double_in(value: Any) -> float:
+    if isinstance(value, str) and not _DOUBLE.fullmatch(value):
+        raise ValueError(BAD_NUMBER)
+    return float(value)
 
 
 def _list(value: Any) -> list[Any]:
@@ -83,6 +100,8 @@ def nanos_of(time: Any) -> int:
     if time is None or time == "":
         return 0
     if isinstance(time, bool) or not isinstance(time, int | str):
+        raise BadPoint(BAD_TIME)
+    if isinstance(time, str) and not (time.isdigit() and time.isascii()):
         raise BadPoint(BAD_TIME)
     try:
         nanos = int(time)
@@ -109,12 +128,12 @@ LONGEST_INTEGER = 40
 
 def _number(value: Any) -> float | None:
     """A double; "NaN" and "Infinity" are words in JSON."""
-    if value is None:
-        return None
+    if value is None or type(value) is float:
+        return value
     try:
         if isinstance(value, bool):
             raise BadPoint(BAD_NUMBER)
-        return float(value)
+        return _double_in(value)
     except (TypeError, ValueError, OverflowError):
         raise BadPoint(BAD_NUMBER) from None
 
@@ -130,7 +149,7 @@ def _integer(value: Any) -> int | float | None:
         raise BadPoint(BAD_NUMBER)
     if value is None or isinstance(value, int):
         return _in_range(value)
-    if isinstance(value, str) and re.fullmatch(r"\s*[+-]?[0-9]+\s*", value):
+    if isinstance(value, str) and _INTEGER.fullmatch(value):
         return _in_range(int(value)) if len(value) < LONGEST_INTEGER else _in_range(2**64)
     return _number(value)
 
@@ -267,7 +286,7 @@ def _text(value: Any) -> Any:
 
 
 def _double_or_as_sent(value: Any) -> Any:
-    return _or_as_sent(float, value) if isinstance(value, int | float | str) else value
+    return _or_as_sent(_double_in, value) if isinstance(value, int | float | str) else value
 
 
 def _identifier(size: int) -> Callable[[Any], str]:
