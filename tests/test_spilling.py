@@ -21,7 +21,7 @@ from typing import Any
 
 import pytest
 
-from hubmeter import HubMetricExporter
+from hubmeter import HubMetricExporter, destinations
 from hubmeter.batch import PointBatch, SeriesLayout
 from hubmeter.deadline import Deadline
 from hubmeter.decode.otlp_json import JsonDecoder
@@ -58,13 +58,13 @@ def _layout(series: int) -> SeriesLayout:
 LAYOUT = _layout(1_000)
 
 
-def wide(second: int) -> PointBatch:
+def wide(second: int, values: list[float] | None = None) -> PointBatch:
     """1,000 values of one layout: about 8 kB in memory and in the journal."""
     return PointBatch(
         layout=LAYOUT,
         times_unix_nano=[T0 + second * SECOND],
         start_times_unix_nano=(),
-        values=[float(second)] * 1_000,
+        values=values or [float(second)] * 1_000,
     )
 
 
@@ -149,6 +149,34 @@ def test_memory_stays_flat_while_the_destination_is_away(
     assert len(shards(tmp_path / "data", "points")) == 8
     assert len(rows(contents(tmp_path / "data"), "points")) == 8 * 50_000
     assert journals(tmp_path) == []
+
+
+def test_an_attempt_takes_the_memory_of_one_commit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However many parts wait; they are read from the disk when their turn comes."""
+    monkeypatch.setattr(destinations, "MOST_BYTES", 2**19)
+    (tmp_path / "data").write_text("in the way")
+    pipeline = pipeline_in(tmp_path)
+    dice = random.Random(1)
+    for part in range(10):
+        for second in range(50):
+            pipeline.consume(wide(50 * part + second, [dice.random() for _ in range(1_000)]))
+        pipeline.publish_part()
+    waiting = sum(path.stat().st_size for path in tmp_path.glob("journal/*.sealed"))
+    (tmp_path / "data").unlink()
+    tracemalloc.start()
+    try:
+        before = tracemalloc.get_traced_memory()[0]
+        pipeline.publish_part()
+        peak = tracemalloc.get_traced_memory()[1] - before
+    finally:
+        tracemalloc.stop()
+
+    assert pipeline.unpublished() == 0
+    assert len(shards(tmp_path / "data", "points")) == 10
+    assert waiting > 3 * 2**20
+    assert peak < waiting * 2 / 3, (peak, waiting)
 
 
 def test_what_the_table_has_is_what_it_says(tmp_path: Path) -> None:
@@ -244,6 +272,31 @@ def test_parts_that_the_hub_refused_come_with_a_later_one(hub: LoopbackHub, tmp_
     assert "the run goes on, and the next part tries again" in done.stderr
     found = rows(hub.repo("me/x").files)
     assert [row["energy_joules"] for row in found] == pytest.approx([100 * s for s in range(40)])
+    assert journals(tmp_path) == []
+
+
+def test_a_commit_that_fails_does_not_undo_those_before_it(
+    hub: LoopbackHub, tmp_path: Path
+) -> None:
+    """250 parts, and the end, are three commits; what has arrived is settled."""
+    hub.faults.append(Fault(on="commit", status=403, after=1))
+    code = """
+    agent = begin("me/x", "r")
+    for second in range(250):
+        feed(agent, second, first=second)
+        cut(agent)
+    try:
+        agent.close(soon())
+    except PublishError:
+        print(agent.unpublished(), len(os.listdir("journal/done")))
+    agent.close(soon())
+    print(agent.unpublished(), agent.counts().published)
+    """
+    done = run(program(code, tmp_path), tmp_path, **hub.environment(tmp_path / "home"))
+
+    assert (done.returncode, done.stdout) == (0, "152 99\n0 250\n"), done.stderr
+    assert watts(hub.repo("me/x").files) == list(range(250))
+    assert [len(commit.paths) for commit in hub.repo("me/x").commits] == [100, 99, 52]
     assert journals(tmp_path) == []
 
 

@@ -5,10 +5,10 @@ Where a dataset goes: a folder, or a repository on the Hugging Face Hub.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Protocol, TypeAlias, TypeVar
 
 from .deadline import Deadline
 from .run import absolute
@@ -16,6 +16,12 @@ from .settings import HUB_URL, fill_in_run
 
 if TYPE_CHECKING:
     from .shard import Shard
+
+MOST_FILES = 99
+MOST_BYTES = 256 * 2**20
+"""Of one commit: the Hub takes 100 files, one of them may be the card; and what memory holds."""
+
+T = TypeVar("T")
 
 _HUB_NAME = re.compile(r"(?:\{user\}|[\w-][\w.-]*)/[\w-](?:[\w.-]|\{user\})*")
 
@@ -69,6 +75,26 @@ def destination_of(to: str, run_id: str = "run", base: str = "") -> Destination:
     if _HUB_NAME.fullmatch(filled) and not folder.is_dir():
         return HubRepo(filled)
     return Folder(folder)
+
+
+def commits(parts: Iterable[T], size_of: Callable[[T], tuple[int, int]]) -> Iterator[list[T]]:
+    """
+    Groups of *parts*, in their order, each as large as a commit may be.
+
+    *size_of* says how many files a part is, and how many bytes these are.
+    """
+    commit: list[T] = []
+    files = size_bytes = 0
+    for one in parts:
+        more_files, more_bytes = size_of(one)
+        is_full = files + more_files > MOST_FILES or size_bytes + more_bytes > MOST_BYTES
+        if commit and is_full:
+            yield commit
+            commit, files, size_bytes = [], 0, 0
+        commit.append(one)
+        files, size_bytes = files + more_files, size_bytes + more_bytes
+    if commit:
+        yield commit
 
 
 def is_folder_named_like_repo(to: str, base: str) -> bool:

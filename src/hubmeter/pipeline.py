@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 
 from .batch import PointBatch
 from .deadline import Deadline
-from .destinations import HubRepo, Sink, destination_of, sink_of
+from .destinations import HubRepo, Sink, commits, destination_of, sink_of
 from .errors import JournalError, PublishError, PublishRejected, PublishUnavailable, fresh
 from .ledger import Block, Packed, Points, pack
 from .openings import START
@@ -246,7 +246,7 @@ class Pipeline:
         return True
 
     def _publish(self, deadline: Deadline, *, keep: bool = True) -> None:
-        """Seal and publish all ended segments, in one go."""
+        """Seal and publish all ended segments, in as few commits as it takes."""
         if self._publisher == threading.get_ident():  # a signal handler, while we publish
             return
         if not self._publishing.acquire(timeout=min(deadline.remaining_s(), LONGEST_LOCK_S)):
@@ -259,14 +259,16 @@ class Pipeline:
             self._seal(mine, keep=keep)
             self.failure = None
             try:
-                self._send(mine, deadline)
+                for commit in commits(mine, lambda one: one.size):
+                    self._send(commit, deadline)
+                    self._forget(commit, keep=keep)
             except PublishError as error:
                 self.failure = fresh(error)
                 for segment in mine:  # each is an open file
                     if self._closed or segment.is_on_disk:
                         segment.release()
                 raise
-            self._forget(mine, keep=keep)
+            self._forget([], keep=keep)
         finally:
             self._sending = []
             self._publisher = 0

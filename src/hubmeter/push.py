@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 from .captures.reading import Source, nobody
 from .convert import read_points
+from .destinations import commits
 from .errors import DecodeError
 from .run import begin_run
 from .schema import CONFIGS
@@ -25,10 +26,6 @@ from .shard import Shard
 
 if TYPE_CHECKING:
     import pyarrow as pa
-
-MOST_FILES = 99
-MOST_BYTES = 256 * 2**20
-"""Of one commit, the card is one more file."""
 
 _MONTH = re.compile(r"\d{4}-\d\d")
 
@@ -77,19 +74,8 @@ def _folder_shards(folder: Path) -> Iterator[list[Shard]]:
             "(data/<config>/<month>/*.parquet), a Parquet file or OTLP/JSON, "
             "or a folder of a Collector's files"
         )
-    commit: list[Shard] = []
-    for paths in groups.values():
-        shard = _as_it_is(folder, paths)
-        if commit and _is_too_much([*commit, shard]):
-            yield commit
-            commit = []
-        commit.append(shard)
-    yield commit
-
-
-def _is_too_much(shards: Sequence[Shard]) -> bool:
-    files = [content for shard in shards for content in shard.files.values()]
-    return len(files) > MOST_FILES or sum(map(len, files)) > MOST_BYTES
+    shards = (_as_it_is(folder, paths) for paths in groups.values())
+    yield from commits(shards, lambda one: (len(one.files), sum(map(len, one.files.values()))))
 
 
 def _as_it_is(folder: Path, paths: Sequence[Path]) -> Shard:

@@ -20,7 +20,7 @@ from pathlib import Path
 
 from .attempts import GIVEN_UP, attempt, in_groups, without_given_up
 from .deadline import Deadline
-from .destinations import Destination, Sink, destination_of, sink_of
+from .destinations import Destination, Sink, commits, destination_of, sink_of
 from .errors import PublishError, fresh
 from .journal import Claim, Replay, read_journal, says_end, sealed_path, segments
 from .openings import START
@@ -37,10 +37,6 @@ from .totals import Totals, forget_totals, prune, read_totals, write_totals
 from .waiting import is_received, part_of, process_of, run_of
 
 log = logging.getLogger(__name__)
-
-MOST_FILES = 99
-MOST_BYTES = 256 * 2**20
-"""Of one commit: the Hub takes 100 files, one of them may be the card; and what memory holds."""
 
 MOST_CLAIMED = 196
 """Segments that are locked at a time: each is an open file, and some systems allow 256."""
@@ -85,7 +81,7 @@ class Found:
     @property
     def files(self) -> int:
         """Parquet files: one for each config that has rows."""
-        return 0 if self.shard is None else bool(self.shard.rows) + bool(self.shard.points)
+        return 0 if self.shard is None else self.shard.number_of_files
 
 
 @dataclass(slots=True)
@@ -295,16 +291,7 @@ def _commits(found: Sequence[Found]) -> Iterator[list[Found]]:
     for one in found:
         groups[one.destination, one.run.private].append(one)
     for group in groups.values():
-        commit: list[Found] = []
-        files = size_bytes = 0
-        for one in group:
-            is_full = files + one.files > MOST_FILES or size_bytes + one.size_bytes > MOST_BYTES
-            if commit and is_full:
-                yield commit
-                commit, files, size_bytes = [], 0, 0
-            commit.append(one)
-            files, size_bytes = files + one.files, size_bytes + one.size_bytes
-        yield commit
+        yield from commits(group, lambda one: (one.files, one.size_bytes))
 
 
 class _Publisher:

@@ -97,6 +97,11 @@ class Segment:
         return 0 if self._shard is None else self._shard.rows
 
     @property
+    def size(self) -> tuple[int, int]:
+        """Parquet files, and bytes of these. Known once it is sealed."""
+        return (0 if self._shard is None else self._shard.number_of_files), self.bytes_sealed
+
+    @property
     def stands_for_empty_run(self) -> bool:
         """Whether it makes a row if there is none."""
         return self._empty_run_unix_nano is not None

@@ -41,6 +41,11 @@ class Shard:
     rejected: Mapping[str, int] = field(default_factory=dict)
 
     @property
+    def number_of_files(self) -> int:
+        """One for each config that has rows, also while :attr:`files` are elsewhere."""
+        return bool(self.rows) + bool(self.points)
+
+    @property
     def published(self) -> int:
         """Data points that are in one of the tables."""
         return self.received - sum(self.rejected.values())
