@@ -25,9 +25,12 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
 from opentelemetry.sdk.metrics import MeterProvider
 from opentelemetry.sdk.metrics.export import InMemoryMetricReader, MetricExportResult
 from opentelemetry.sdk.resources import Resource
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from typing_extensions import Self
 
 from real_collector import Collector
@@ -173,6 +176,25 @@ def steps_of(points: pa.Table) -> dict[str, Counter[int]]:
         if name == STEP:
             found.setdefault(run, Counter())[int(value)] += 1
     return found
+
+
+def spans(folder: Path) -> dict[str, int]:
+    """How many spans are in a dataset, by run."""
+    points = table(folder)
+    names, runs = points["metric_name"].to_pylist(), points["run_id"].to_pylist()
+    return dict(
+        Counter(
+            run for name, run in zip(names, runs, strict=True) if name == "hubmeter.span.duration"
+        )
+    )
+
+
+def send_span(url: str, run_id: str = "r1") -> None:
+    """One root span of a task by OTLP/HTTP."""
+    provider = TracerProvider(resource=Resource({"run.id": run_id}), shutdown_on_exit=False)
+    provider.add_span_processor(SimpleSpanProcessor(OTLPSpanExporter(f"{url}/v1/traces")))
+    provider.get_tracer("test").start_span("work", attributes={"task.id": "t1"}).end()
+    provider.shutdown()
 
 
 def each_once(numbers: Iterable[int]) -> Counter[int]:

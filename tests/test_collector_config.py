@@ -15,6 +15,8 @@ from collector_runs import (
     QueueingCollector,
     Sender,
     each_once,
+    send_span,
+    spans,
     spelled,
     until,
 )
@@ -67,7 +69,7 @@ def test_a_collector_accepts_it(name: str, spelling: str, tmp_path: Path) -> Non
 
 @needs_collector
 def test_the_gateway_keeps_a_run_with_one_receiver(tmp_path: Path) -> None:
-    """Runs, and resources without one: each is whole, and at one of two receivers."""
+    """Runs with their spans, and resources without one: each is whole, at one of two receivers."""
     with ExitStack() as stack:
         receivers = [
             stack.enter_context(Hubmeter(tmp_path / name).start()) for name in ("first", "second")
@@ -79,6 +81,8 @@ def test_the_gateway_keeps_a_run_with_one_receiver(tmp_path: Path) -> None:
         for _ in range(2):
             for sender in (*named, *nameless):
                 sender.send(1)
+        for run_id in FLEET.values():
+            send_span(gateway.url, run_id)
         for sender in (*named, *nameless):
             stack.enter_context(sender)
         gateway.drain()
@@ -95,6 +99,9 @@ def test_the_gateway_keeps_a_run_with_one_receiver(tmp_path: Path) -> None:
         digit: digit in "01234567" for digit in "0123456789abcdef"
     }
     assert sum(map(len, found)) == 2 * 16
+    for one, its in zip(receivers, found, strict=True):
+        ours = {run_id for run_id in FLEET.values() if run_id in its}
+        assert spans(one.folder / "data") == dict.fromkeys(ours, 1)
 
 
 @needs_collector

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,8 @@ from collector_runs import (
     Sender,
     each_once,
     listening,
+    send_span,
+    spans,
     spelled,
     steps,
     steps_of,
@@ -35,6 +38,7 @@ from collector_runs import (
 )
 from observed import undisturbed  # noqa: F401
 from real_collector import QUIET, Collector, collector_binary, needs_collector
+from receivers import certificates
 
 AGENTS = Path(__file__).parent / "agents"
 PYTHON_AGENT = [sys.executable, str(AGENTS / "python_agent.py")]
@@ -80,10 +84,18 @@ WAYS = {
 }
 
 
-def every_way(hubmeter: Hubmeter) -> dict[str, Any]:
+REFUSED = {
+    "grpc-snappy": ("otlp_grpc", {"compression": "snappy"}),
+    "grpc-zstd": ("otlp_grpc", {"compression": "zstd"}),
+    "http-lz4": ("otlp_http", {"compression": "lz4"}),
+    "http-snappy": ("otlp_http", {"compression": "snappy"}),
+}
+
+
+def every_way(hubmeter: Hubmeter, ways: Mapping[str, Any] = WAYS) -> dict[str, Any]:
     """A Collector that sends what it gets in each way, as a run of its own."""
     exporters, processors, pipelines = {}, {}, {}
-    for way, (exporter, options) in WAYS.items():
+    for way, (exporter, options) in ways.items():
         address = hubmeter.target if exporter == "otlp_grpc" else hubmeter.url
         where = {"endpoint": address, "tls": {"insecure": True}}
         exporters[f"{exporter}/{way}"] = {**where, **options}
@@ -123,6 +135,78 @@ def test_each_protocol_encoding_and_compression(tmp_path: Path) -> None:
     sent = by_http.acknowledged + by_grpc.acknowledged
     assert len(sent) == 200
     assert hubmeter.steps() == {way: each_once(sent) for way in WAYS}
+
+
+def test_other_compressions_are_refused_and_dropped(tmp_path: Path) -> None:
+    """A Collector does not come again with them; its log says so, and what is taken goes on."""
+    good = {"http-gzip": ("otlp_http", {"compression": "gzip"})}
+    with (
+        Hubmeter(tmp_path).start() as hubmeter,
+        Collector(
+            every_way(hubmeter, {**REFUSED, **good}), tmp_path / "c", ports=["HTTP", "GRPC"]
+        ) as collector,
+        Sender(f"http://127.0.0.1:{collector.port('HTTP')}") as sender,
+    ):
+        sender.send(1)
+        for way in REFUSED:
+            until(lambda: dropped_by(collector, way), lambda: collector.log)  # noqa: B023
+        sender.send(1)
+        assert collector.stop() == 0
+        hubmeter.stop()
+
+    assert hubmeter.steps() == {"http-gzip": each_once(sender.sent)}
+    for way in REFUSED:
+        why = "Status Code 415" if way.startswith("http") else "code = Internal"
+        assert all(why in line for line in dropped_by(collector, way))
+    assert "HTTP 415: the Content-Encoding must be gzip, deflate or zstd, or none" in hubmeter.log
+
+
+def dropped_by(collector: Collector, name: str) -> list[str]:
+    """What its log says of requests that the exporter *name* gave up."""
+    lines = collector.log.splitlines()
+    return [line for line in lines if "Dropping data" in line and f"/{name}" in line]
+
+
+def test_a_request_beyond_the_limit_is_dropped_and_does_not_stop_others(tmp_path: Path) -> None:
+    """413 is for ever: the Collector says so, does not come again, and its queue goes on."""
+    with (
+        Hubmeter(tmp_path, HUBMETER_SERVE_LIMIT="1").start() as hubmeter,
+        collecting(tmp_path, hubmeter) as collector,
+        Sender(collector.url) as sender,
+        Sender(collector.url, run_id="r2", service="x" * 2**21) as large,
+    ):
+        sender.send(1)
+        until(lambda: hubmeter.status()["points_acknowledged"] == 5)
+        large.send(1)
+        until(lambda: "Dropping data" in collector.log, lambda: collector.log)
+        sender.send(1)
+        assert_all_arrive(collector, hubmeter, sender)
+
+    [line] = [line for line in collector.log.splitlines() if "Dropping data" in line]
+    assert "Status Code 413" in line
+    assert list(hubmeter.steps()) == ["r1"]
+
+
+@pytest.mark.parametrize("protocol", BY)
+def test_over_tls(protocol: str, tmp_path: Path) -> None:
+    """A Collector that trusts the certificate, by either protocol."""
+    files = certificates(tmp_path)
+    tls = json.dumps({"insecure": False, "ca_file": str(files.certificate)})
+    environment = {
+        "HUBMETER_SERVE_CERT": str(files.certificate), "HUBMETER_SERVE_KEY": str(files.key)
+    }  # fmt: skip
+    with (
+        Hubmeter(tmp_path, **environment).start() as hubmeter,
+        QueueingCollector(
+            "agent", tmp_path / "c",
+            overrides=[ONLY_OTLP, *BY[protocol], f"yaml:exporters::otlp_{protocol}::tls: {tls}"],
+            HUBMETER_ENDPOINT=hubmeter.url.replace("http:", "https:"),
+            HUBMETER_GRPC=hubmeter.target,
+        ) as collector,
+        Sender(collector.url) as sender,
+    ):  # fmt: skip
+        sender.send(20)
+        assert_all_arrive(collector, hubmeter, sender)
 
 
 # -- ends
@@ -230,6 +314,7 @@ def test_a_capture_flattened_later_gives_the_same(tmp_path: Path) -> None:
         ONLY_OTLP,
         "yaml:exporters::otlp_http/hubmeter: {endpoint: '${env:HUBMETER}'}",
         "yaml:service::pipelines::metrics::exporters: [file, otlp_http/hubmeter]",
+        "yaml:service::pipelines::traces::exporters: [file, otlp_http/hubmeter]",
         "yaml:exporters::file::rotation::max_megabytes: 1",
     ]
     with Hubmeter(tmp_path).start() as hubmeter:
@@ -242,8 +327,10 @@ def test_a_capture_flattened_later_gives_the_same(tmp_path: Path) -> None:
             Sender(url, points=1000) as sender,
         ):
             sender.send(10)
+            send_span(url)
             collector.restart()
             sender.send(10)
+            send_span(url)
             assert collector.stop() == 0
         hubmeter.stop()
     captures = tmp_path / "captures"
@@ -257,6 +344,7 @@ def test_a_capture_flattened_later_gives_the_same(tmp_path: Path) -> None:
     assert steps_of(pq.read_table(tmp_path / "points.parquet")) == expected
     assert steps(tmp_path / "pushed") == expected
     assert table(tmp_path / "pushed").equals(table(tmp_path / "data"))
+    assert spans(tmp_path / "pushed") == {"r1": 2}
 
 
 def hubmeter_does(*words: object) -> None:
@@ -305,7 +393,9 @@ def test_agents_that_know_only_the_endpoint_and_a_collector(tmp_path: Path) -> N
     assert {"system.cpu.utilization", "system.memory.usage"} <= set(
         points["metric_name"].to_pylist()
     )
-    rows = assert_gpus(table(tmp_path / "data", "default"))
+    all_rows = table(tmp_path / "data", "default")
+    assert set(all_rows["run_id"].to_pylist()) == set(points["run_id"].to_pylist())
+    rows = assert_gpus(all_rows)
     assert {(row["run_id"], row["host_name"]) for row in rows} == {("r1", "node1")}
     assert max(row["energy_joules"] for row in rows) > 0
 

@@ -16,11 +16,12 @@ from opentelemetry.sdk.metrics import MeterProvider
 from opentelemetry.sdk.metrics.export import MetricExporter, PeriodicExportingMetricReader
 from opentelemetry.sdk.resources import Resource
 
-from collector_runs import Hubmeter, table
+from collector_runs import ONLY_OTLP, Hubmeter, QueueingCollector, table
 from hubmeter import HubMetricExporter, instrument_gpus
 from hubmeter.nvml import open_nvml
 from hubmeter.sources.nvml_sampler import GpuSampler
 from observed import undisturbed  # noqa: F401
+from real_collector import needs_collector
 from standin import StandIn, subprocess_env
 
 README = Path(__file__).parents[1] / "README.md"
@@ -90,15 +91,38 @@ def test_beside_our_exporter(
     assert received == gpu_rows(ours.table())
 
 
-def test_instead_of_our_exporter(tmp_path: Path, standin_library: Path) -> None:
+def run_recipe(endpoint: str, library: Path, folder: Path) -> None:
     """The recipe of the README, in a process that is told the endpoint only."""
-    with Hubmeter(tmp_path).start() as hubmeter:
-        environment = subprocess_env(standin_library, "gpus 2\nclock real\n", tmp_path)
-        environment["OTEL_EXPORTER_OTLP_ENDPOINT"] = hubmeter.url
-        subprocess.run([sys.executable, "-c", recipe()], env=environment, check=True, timeout=60)
-        hubmeter.stop()
+    environment = subprocess_env(library, "gpus 2\nclock real\n", folder)
+    environment["OTEL_EXPORTER_OTLP_ENDPOINT"] = endpoint
+    subprocess.run([sys.executable, "-c", recipe()], env=environment, check=True, timeout=60)
 
-    rows = gpu_rows(table(tmp_path / "data", "default"))
+
+def assert_gpus(folder: Path) -> None:
+    rows = gpu_rows(table(folder / "data", "default"))
     assert {row["gpu_id"] for row in rows} == {"0", "1"}
     assert {row["gpu_power_watts"] for row in rows} == {100.0}
     assert {row["energy_source"] for row in rows} == {"counter"}
+
+
+def test_instead_of_our_exporter(tmp_path: Path, standin_library: Path) -> None:
+    """Straight to hubmeter."""
+    with Hubmeter(tmp_path).start() as hubmeter:
+        run_recipe(hubmeter.url, standin_library, tmp_path)
+        hubmeter.stop()
+    assert_gpus(tmp_path)
+
+
+@needs_collector
+def test_to_a_collector(tmp_path: Path, standin_library: Path) -> None:
+    """Which has a queue, and sends to hubmeter."""
+    with (
+        Hubmeter(tmp_path).start() as hubmeter,
+        QueueingCollector(
+            "agent", tmp_path / "c", overrides=[ONLY_OTLP], HUBMETER_ENDPOINT=hubmeter.url
+        ) as collector,
+    ):
+        run_recipe(collector.url, standin_library, tmp_path)
+        collector.drain()
+        hubmeter.stop()
+    assert_gpus(tmp_path)

@@ -20,8 +20,10 @@ import pytest
 
 from hubmeter import open_dataset
 from loopback_hub import Fault, LoopbackHub
+from receivers import certificates
 
 SERVE = [sys.executable, "-m", "hubmeter", "serve"]
+AGENT = [sys.executable, str(Path(__file__).parent / "agents/python_agent.py")]
 ANY_PORT = ["--http", "127.0.0.1:0", "--grpc", "127.0.0.1:0"]
 
 METRICS = {
@@ -217,6 +219,53 @@ def test_a_token_is_asked_for_and_never_shown(tmp_path: Path) -> None:
         process.send_signal(signal.SIGTERM)
         _, said = process.communicate(timeout=60)
     assert "the-token" not in said
+
+
+def test_agents_bring_a_token_by_tls(tmp_path: Path) -> None:
+    """
+    With OpenTelemetry's own variables, by both protocols; nothing is taken without TLS.
+    """
+    files = certificates(tmp_path)
+    flags = ["--tls-cert", str(files.certificate), "--tls-key", str(files.key)]
+    variables = {
+        "OTEL_EXPORTER_OTLP_HEADERS": "Authorization=Bearer%20the-token-of-all",
+        "OTEL_EXPORTER_OTLP_CERTIFICATE": str(files.certificate),
+        "REQUESTS_CA_BUNDLE": "",  # if the machine sets these, `requests` believes them more
+        "CURL_CA_BUNDLE": "",
+    }
+    with serving(tmp_path, *flags, HUBMETER_SERVE_TOKEN="the-token-of-all") as (address, process):
+        assert process.stderr is not None
+        by_grpc = process.stderr.readline().removeprefix("OTLP/gRPC on ").strip()
+        for protocol, endpoint in (("http", address), ("grpc", by_grpc)):
+            assert endpoint.startswith("https://127.0.0.1:")
+            environment = {**os.environ, **variables, "OTEL_EXPORTER_OTLP_ENDPOINT": endpoint}
+            subprocess.run([*AGENT, protocol, "2"], env=environment, check=True, timeout=60)
+        with pytest.raises(OSError, match=r"[Cc]onnection|[Rr]emote"):
+            post(address.replace("https:", "http:"))
+        process.send_signal(signal.SIGTERM)
+        process.communicate(timeout=60)
+
+    points = open_dataset(tmp_path / "hubmeter-data", "points").to_pylist()
+    steps = [one["value"] for one in points if one["metric_name"] == "agent.steps"]
+    assert sorted(steps) == [1, 1, 2, 2, 2, 2]
+
+
+def test_insecure_is_for_all(tmp_path: Path) -> None:
+    """
+    On all addresses, without a token.
+    """
+    with serving(tmp_path, "--http", "0.0.0.0:0", "--insecure") as (address, _):
+        assert address.startswith("http://0.0.0.0:")
+        assert post(address.replace("0.0.0.0", "127.0.0.1")) == 200
+
+
+def test_the_limit_of_a_request_can_be_set(tmp_path: Path) -> None:
+    """
+    In MiB, for the body as it comes and decompressed.
+    """
+    with serving(tmp_path, HUBMETER_SERVE_LIMIT="1") as (address, _):
+        assert post(address, "x" * (2**20 - 1000)) == 200
+        assert post(address, "x" * 2**20) == 413
 
 
 @pytest.mark.parametrize(
