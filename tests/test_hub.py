@@ -115,9 +115,14 @@ def test_a_fault_that_passes_costs_nothing(
     assert len(hub.requests) > len(STAGES)
 
 
-def test_a_lost_answer_makes_no_second_commit(hub: LoopbackHub) -> None:
+@pytest.mark.parametrize(
+    "fault",
+    [{"drop_after": True}, *({"status": status, "acts": True} for status in (409, 500, 504))],
+    ids=str,
+)
+def test_a_lost_answer_makes_no_second_commit(hub: LoopbackHub, fault: dict[str, Any]) -> None:
     """The commit landed, the answer did not: the second attempt finds the file in place."""
-    hub.faults.append(Fault(on="commit", drop_after=True))
+    hub.faults.append(Fault(on="commit", **fault))
     commit(hub)
     assert kinds(hub).count("commit") == 1
     assert len(hub.repo(X).commits) == 1  # type: ignore[union-attr]

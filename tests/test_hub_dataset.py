@@ -95,6 +95,22 @@ def pattern(config: str) -> list[dict[str, str]]:
 # One run
 
 
+def test_only_a_card_follows_a_certain_head(hub: LoopbackHub) -> None:
+    """It was merged with the one there. Shards alone are committed whatever the head is."""
+    for name, configs in (("a", ["default"]), ("b", ["points"])):
+        to = sink(hub)
+        for one in ("1", "2"):
+            publish(to, shard(name + one, *configs))
+        publish(sink(hub), shard(name + "3", *configs))
+    commits = x(hub).commits
+    have_card = ["README.md" in commit.paths for commit in commits]
+    assert have_card == [True, False, False] * 2
+    assert [commit.wanted_parent for commit in commits] == [
+        commit.parent if has_card else None
+        for commit, has_card in zip(commits, have_card, strict=True)
+    ]
+
+
 def test_a_new_repository_in_one_commit_and_seven_requests(hub: LoopbackHub) -> None:
     """Private, with a card for the configs that have files."""
     publish(sink(hub), shard("a"))
@@ -343,6 +359,28 @@ def test_many_writers(hub: LoopbackHub, is_busy_409: bool) -> None:
     assert len(files(hub)) == 11
 
 
+def test_a_commit_that_another_one_overtakes(hub: LoopbackHub) -> None:
+    """A dying process and a recovery bring one shard at once: at most twice, its rows once."""
+    publish(sink(hub), shard("a"))
+    is_on_its_way = threading.Event()
+
+    def plan(request: RequestInfo) -> Fault | None:
+        if request.kind != "commit" or is_on_its_way.is_set():
+            return None
+        is_on_its_way.set()
+        return Fault(delay_s=0.5)
+
+    hub.fault_plan = plan
+    dying = threading.Thread(target=publish, args=(sink(hub), shard("b")))
+    dying.start()
+    assert is_on_its_way.wait(10)
+    publish(sink(hub), shard("b"))
+    dying.join()
+    assert set(files(hub)) == {"README.md", *shard("a").files, *shard("b").files}
+    later = [commit.paths for commit in x(hub).commits[1:]]
+    assert later in ([tuple(shard("b").files)], [tuple(shard("b").files)] * 2)
+
+
 # Faults
 
 
@@ -354,6 +392,7 @@ def test_many_writers(hub: LoopbackHub, is_busy_409: bool) -> None:
         {"status": 503, "headers": {"Retry-After": "0"}},
         {"drop_before": True},
         {"drop_after": True},
+        {"status": 500, "acts": True},
     ],
     ids=str,
 )
@@ -375,6 +414,14 @@ def test_a_hub_that_hangs(hub: LoopbackHub, stage: str) -> None:
     hub.faults.append(Fault(on=stage, times=99, hang=True))
     error = refused(sink(hub, "{user}/x"), shard("a"), seconds=0.3)
     assert isinstance(error, PublishUnavailable)
+
+
+def test_a_card_that_landed_but_was_refused(hub: LoopbackHub) -> None:
+    """412 for a commit that is there: read again, found complete, not committed again."""
+    hub.faults.append(Fault(on="commit", status=412, acts=True))
+    publish(sink(hub), shard("a"))
+    assert len(x(hub).commits) == 1
+    assert declared(x(hub)) == {"default": pattern("default")}
 
 
 def test_a_busy_name(hub: LoopbackHub) -> None:

@@ -15,9 +15,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from agent_server import AgentServer, Gate, Plan, watts
-from loopback_hub import LoopbackHub, Repo
+from hubmeter.pipeline import LONGEST_PUBLISH_S
+from loopback_hub import LoopbackHub, Repo, RequestInfo
 from loopback_hub.cards import card_data
-from watched_hub import WatchedHub
+from watched_hub import Asker, WatchedHub, asker_of
 
 WRITERS = 100
 SOAK = int(os.environ.get("SOAK", "1"))
@@ -35,7 +36,7 @@ def test_a_hundred_writers_publish_to_one_repository(
     _round: int, is_busy_409: bool, tmp_path: Path, report_counts
 ) -> None:
     """One commit each; who had no time leaves a journal, and one recovery brings those."""
-    with WatchedHub() as hub:
+    with PatientHub() as hub:
         hub.busy_commit_s, hub.is_busy_409 = 0.02, is_busy_409
         lasted_s = _publish_at_once(_plans(tmp_path), hub, tmp_path)
         hub.settle()
@@ -48,9 +49,28 @@ def test_a_hundred_writers_publish_to_one_repository(
         assert hub.errors == []
         assert shards >= WRITERS - len(waiting)
         assert commits == shards
+        assert not waiting or lasted_s >= LONGEST_PUBLISH_S  # nobody gives up before that
+        assert hub.came_back or not hub.sent_away
         assert len(repo.commits) - commits in _commits_needed(repo, waiting, shards)
         _check(repo)
     assert [p for p in (tmp_path / "journal").glob("*") if p.is_file()] == []
+
+
+class PatientHub(WatchedHub):
+    """Notes whom it sent away with a 409, and who of them came back."""
+
+    def __init__(self) -> None:
+        self.sent_away: set[Asker] = set()
+        self.came_back: set[Asker] = set()
+        super().__init__()
+
+    def record(self, request: RequestInfo, status: int | None) -> None:
+        asker = asker_of(request)
+        if asker in self.sent_away:
+            self.came_back.add(asker)
+        if request.kind == "commit" and status == 409:
+            self.sent_away.add(asker)
+        super().record(request, status)
 
 
 def _plans(folder: Path) -> list[Plan]:
@@ -107,6 +127,9 @@ def _check(repo: Repo) -> None:
         _files(repo), 1
     )
     assert named["README.md"] <= 2  # one for each config
+    assert [commit.wanted_parent for commit in repo.commits] == [
+        commit.parent if "README.md" in commit.paths else None for commit in repo.commits
+    ]
     declared = card_data(repo.head)["configs"]
     assert [config["config_name"] for config in declared] == ["default", "points"]
     everyone = range(WRITERS)

@@ -19,6 +19,7 @@ class Fault:
         times: For so many requests (`math.inf`: for ever).
         after: So many requests of the kind are served well first.
         status: Answer this without doing anything.
+        acts: Do it before *status* is answered.
         headers: Sent with the answer, whichever it is.
         delay_s: Wait before anything else.
         hang: Never answer; the hub lets go when it closes.
@@ -34,6 +35,7 @@ class Fault:
     times: float = 1
     after: int = 0
     status: int | None = None
+    acts: bool = False
     headers: Mapping[str, str] = field(default_factory=dict)
     delay_s: float = 0.0
     hang: bool = False

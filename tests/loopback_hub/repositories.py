@@ -62,6 +62,7 @@ class Commit:
     Attributes:
         paths: What the commit named, whether or not its bytes changed.
         parent: The oid of the commit before, None for the first.
+        wanted_parent: The oid that the client believed to be the head, None for any.
         blobs: Every file after this commit.
     """
 
@@ -69,6 +70,7 @@ class Commit:
     message: str
     paths: tuple[str, ...]
     parent: str | None
+    wanted_parent: str | None
     blobs: Mapping[str, Blob] = field(repr=False)
 
 
@@ -123,7 +125,8 @@ class Repo:
         self.turn = threading.Lock()
         blobs = {path: Blob(data, is_lfs_path(path)) for path, data in files.items()}
         self.objects = {blob.sha256: blob.data for blob in blobs.values() if blob.is_lfs}
-        self._history = [_commit(repo_id, None, "initial commit", tuple(files), blobs)]
+        first = Change(message="initial commit", added=blobs)
+        self._history = [_commit(repo_id, None, first, blobs)]
 
     @property
     def owner(self) -> str:
@@ -160,23 +163,26 @@ class Repo:
         if change.parent not in (None, head.oid):
             raise Refusal(412, "A commit has happened since. Please refresh and try again.")
         blobs = change.applied(head.blobs)
-        self._history.append(_commit(self.id, head, change.message, change.paths, blobs))
+        self._history.append(_commit(self.id, head, change, blobs))
         return self.head
 
 
 def _commit(
-    repo_id: str,
-    parent: Commit | None,
-    message: str,
-    paths: tuple[str, ...],
-    blobs: Mapping[str, Blob],
+    repo_id: str, parent: Commit | None, change: Change, blobs: Mapping[str, Blob]
 ) -> Commit:
     """A commit with an oid made of what it holds and follows."""
     parent_oid = parent.oid if parent else None
     listing = [f"{path} {blob.oid}" for path, blob in sorted(blobs.items())]
-    text = "\n".join([repo_id, str(parent_oid), message, *listing])
+    text = "\n".join([repo_id, str(parent_oid), change.message, *listing])
     oid = hashlib.sha1(text.encode(), usedforsecurity=False).hexdigest()
-    return Commit(oid=oid, message=message, paths=paths, parent=parent_oid, blobs=blobs)
+    return Commit(
+        oid=oid,
+        message=change.message,
+        paths=change.paths,
+        parent=parent_oid,
+        wanted_parent=change.parent,
+        blobs=blobs,
+    )
 
 
 class Repositories:

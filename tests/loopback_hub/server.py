@@ -115,6 +115,8 @@ class Handler(BaseHTTPRequestHandler):
             host.wait(None if fault.hang else 0)
             self._drop()
             return
+        if fault.acts:
+            host.serve(request)
         answer = (fault.answer() or host.serve(request)).adding(fault.headers)
         host.record(request, None if fault.drop_after else answer.status)
         if fault.drop_after:
