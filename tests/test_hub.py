@@ -15,6 +15,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,8 @@ from hubmeter.deadline import Deadline
 from hubmeter.errors import PublishError, PublishRejected, PublishUnavailable
 from hubmeter.hub import HubRefusal, Repository, asking, user_name
 from hubmeter.hub.client import stream_class
+from hubmeter.shard import Shard
+from hubmeter.sinks.hub_dataset import HubDataset
 from interpreters import hub_overlays
 from loopback_hub import Fault, LoopbackHub
 
@@ -41,6 +44,7 @@ client = importlib.import_module("huggingface_hub.utils._http")
 
 X = "me/x"
 FILE = {"data/default/2026-01/a.parquet": b"PAR1" + bytes(range(256)) * 8}
+SHARD = Shard(name="a", run_id="a", files=FILE, rows=1, points=0)
 STAGES = ["preupload", "batch", "put", "verify", "commit"]
 NEEDED = ["preupload", "batch", "put", "commit"]
 """Stages of each attempt: an object that is there is not verified again."""
@@ -80,6 +84,13 @@ def refused(hub: LoopbackHub, seconds: float = 10.0, **wanted: Any) -> PublishEr
     """The error of a commit that fails."""
     with pytest.raises(PublishError) as caught:
         commit(hub, seconds, **wanted)
+    return caught.value
+
+
+def refused_run(to: HubDataset, seconds: float) -> PublishError:
+    """The error of a whole run that fails; no frame of its traceback has our secrets."""
+    with pytest.raises(PublishError) as caught:
+        to.publish([SHARD], Deadline.after(seconds))
     return caught.value
 
 
@@ -371,16 +382,20 @@ def test_the_token_of_the_machine_is_used_also_where_implicit_use_is_off(
 # Secrets
 
 
-@pytest.mark.parametrize("stage", NEEDED)
+FINAL = [{"status": 403}, {"status": 401}]
+PASSING = [
+    {"status": 503},
+    {"status": 429, "headers": {"Retry-After": "99"}},
+    {"status": 500, "body": b"x"},
+    {"hang": True},
+]
+
+
 @pytest.mark.parametrize(
-    "fault",
+    ("stage", "fault"),
     [
-        {"status": 403},
-        {"status": 401},
-        {"status": 503},
-        {"status": 429, "headers": {"Retry-After": "99"}},
-        {"status": 500, "body": b"x"},
-        {"hang": True},
+        *product(["whoami", "create", "info", "resolve", *NEEDED], FINAL + PASSING),
+        *product(["verify"], [*FINAL, {"status": 429, "headers": {"Retry-After": "99"}}]),
     ],
     ids=str,
 )
@@ -391,7 +406,10 @@ def test_a_token_is_nowhere(
     caplog.set_level(logging.DEBUG)
     echo = f"for {hub.token} and {SECRET} at https://s3/bucket?X-Amz-Signature=abc\x1b[31m"
     hub.faults.append(Fault(on=stage, times=999, **{"error": echo, **fault}))
-    error = refused(hub, 0.15)
+    # Of the one that is there the card is read.
+    to = HubDataset("{user}/x" if stage == "resolve" else "{user}/new", endpoint=hub.url)
+    error = refused_run(to, 2 * SHORT_S)
+    assert stage in kinds(hub)
     assert error.__cause__ is None
     assert error.__context__ is None
     shown = "".join(

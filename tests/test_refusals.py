@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -127,13 +128,16 @@ def shell(command: str, environment: dict[str, str]) -> subprocess.CompletedProc
 
 
 SOON_OVER = f"{RUN}provider.shutdown(timeout_millis=500)\n"
+LATE_S = 3.0
+"""Longer than a run waits that is granted no more, here and at its exit."""
+
 PROMISE = "It is tried again when this process has ended. "
 
 
 @pytest.mark.parametrize("is_possible", [True, False], ids=["a process", "no process"])
 def test_only_what_happens_is_promised(is_possible: bool, hub: LoopbackHub, tmp_path: Path) -> None:
     """That it is tried again is said if a process could be started that does so."""
-    hub.faults.append(Fault(on="create", hang=True))
+    hub.faults.append(Fault(on="create", times=9, delay_s=LATE_S))
     code = SOON_OVER + ("" if is_possible else "sys.executable = ''  # as in another program\n")
     environment = {**hub.environment(tmp_path / "home"), "HUBMETER_TO": MINE}
     ended = run(program(code, tmp_path), **environment)
@@ -160,3 +164,39 @@ def test_what_failed_is_tried_again_by_a_process(hub: LoopbackHub, tmp_path: Pat
     while list((tmp_path / "home/hubmeter").glob("*.*")):
         time.sleep(0.1)
     assert watts(hub.repo(MINE).files) == [7, 8]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="command lines are read in /proc")
+def test_a_token_is_in_no_argument_list_and_no_file(hub: LoopbackHub, tmp_path: Path) -> None:
+    """Of a sentinel, and of the process that goes on: they have it from their environment."""
+    hub.faults.append(Fault(on="create", times=9, delay_s=LATE_S))
+    environment = {**hub.environment(tmp_path / "home"), "HUBMETER_TO": MINE}
+    with subprocess.Popen(
+        program(f"{SOON_OVER}sys.stdin.read()\n", tmp_path),
+        env={**os.environ, **environment, "HUBMETER_SENTINEL": "1"},
+        stdin=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+    ) as agent:
+        sentinel = command_line("sentinel", tmp_path)
+        agent.communicate(b"")
+    goes_on = command_line("recover", tmp_path)
+    while list((tmp_path / "home/hubmeter").glob("*.*")):
+        time.sleep(0.1)
+
+    assert hub.token not in sentinel + goes_on
+    written = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert [path for path in written if hub.token.encode() in path.read_bytes()] == []
+    assert watts(hub.repo(MINE).files) == [7, 8]
+
+
+def command_line(command: str, folder: Path) -> str:
+    """Of the process with *command* for what is in *folder*, as soon as there is one."""
+    began = time.monotonic()
+    while time.monotonic() - began < 30:
+        for path in Path("/proc").glob("[0-9]*/cmdline"):
+            with suppress(OSError):  # it has ended
+                text = path.read_bytes().decode(errors="replace").replace("\0", " ")
+                if f" {command} {folder}" in text and "--process" in text:
+                    return text
+        time.sleep(0.05)
+    raise AssertionError(f"no process for {command}")
