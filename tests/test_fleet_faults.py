@@ -31,7 +31,7 @@ from fleet_runs import (  # noqa: F401
 from fleet_server import serving
 from hubmeter import fleet as fleet_module
 from hubmeter import publisher as publisher_module
-from hubmeter import routing
+from hubmeter import routing, strict_journal
 from hubmeter.attempts import GIVEN_UP, MOST_ATTEMPTS
 from hubmeter.deadline import Deadline
 from hubmeter.errors import DecodeError, JournalError
@@ -530,6 +530,29 @@ def test_names_and_attributes_cut_a_part_before_they_fill_the_memory(
     end_all(fleet)
     publish(tmp_path)
     assert len(rows_of(contents(tmp_path / "data"), "points")) == 120
+
+
+def test_what_would_be_gigabytes_in_rows_is_cut_or_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A resource stands in each row: few bytes in the journal, much work for the publisher."""
+    monkeypatch.setattr(fleet_module, "CUT_ROW_BYTES", 5 * 10**5)
+    monkeypatch.setattr(strict_journal, "MOST_ROW_BYTES", 2 * 10**5)
+    fleet = fleet_in(tmp_path)
+    send = Feeder(fleet)
+    for count in (*[15] * 10, 25):
+        points = [point(1.0, T0 + n, which=n) for n in range(count)]
+        one = resource_metrics(gauge("m", "1", *points), resource={"run.id": "r", "a": "x" * 10**4})
+        if count > 20:
+            with pytest.raises(DecodeError, match="smaller parts"):
+                send(one)
+        else:
+            one["scopeMetrics"][0]["metrics"][0]["name"] = f"m{fleet.status()['points_received']}"
+            send(one)
+    assert len(visible(tmp_path)) == 3
+    end_all(fleet)
+    publish(tmp_path)
+    assert len(rows_of(contents(tmp_path / "data"), "points")) == 150
 
 
 def test_a_journal_that_ends_its_readers_does_not_keep_the_others(tmp_path: Path) -> None:

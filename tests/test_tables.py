@@ -19,11 +19,19 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from hubmeter import tables as tables_module
 from hubmeter.energy import Factors
 from hubmeter.errors import DecodeError
 from hubmeter.flattening import Options, flatten_points
 from hubmeter.schema import CONFIGS, SEED_COLUMNS, SEED_METRICS
-from hubmeter.tables import arrow_schema, default_table, points_table, read_parquet, write_parquet
+from hubmeter.tables import (
+    arrow_schema,
+    compact_points_table,
+    default_table,
+    points_table,
+    read_parquet,
+    write_parquet,
+)
 from makers import CO2, SECOND, T0, UTIL, decoded, gauge, point, request, total
 
 HISTOGRAM = {
@@ -239,6 +247,30 @@ def test_the_same_table_is_the_same_bytes() -> None:
         written.append(buffer.getvalue())
 
     assert written[0] == written[1]
+
+
+@pytest.mark.parametrize(("most", "groups"), [(2**26, 1), (1000, 9)])
+def test_what_rows_share_is_not_in_memory_for_each_row(
+    most: int, groups: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A long resource is there once, and for some rows at a time where it becomes Parquet."""
+    monkeypatch.setattr(tables_module, "MOST_TEXT", most)
+    sent = request(
+        gauge("m", "", *(point(n, T0 + n) for n in range(30))),
+        HISTOGRAM,
+        resource={"a": "x" * 250},
+    )
+    points = decoded(sent)
+    rows = flatten_points(points, Options(run_id="run"))
+    plain, buffers = points_table(points, rows, "run"), (io.BytesIO(), io.BytesIO())
+    compact = compact_points_table(points, rows, "run")
+    for table, buffer in zip((plain, compact), buffers, strict=True):
+        write_parquet(table, "points", buffer, {"a": "b"})
+
+    assert compact.nbytes < plain.nbytes - 29 * 250
+    assert pq.ParquetFile(buffers[1]).metadata.num_row_groups == groups
+    assert pq.read_table(buffers[1]).equals(pq.read_table(buffers[0]))
+    assert groups > 1 or buffers[1].getvalue() == buffers[0].getvalue()
 
 
 @pytest.mark.parametrize("config", CONFIGS)

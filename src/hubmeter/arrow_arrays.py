@@ -61,6 +61,18 @@ def column(values: Sequence[Any], type_: pa.DataType) -> pa.Array:
     return numbers(dense, _present(values))
 
 
+def shared(values: Sequence[Any], type_: pa.DataType, places: NDArray[np.int64]) -> pa.Array:
+    """What is at *places* of *values*; of texts a dictionary, which has each of them once."""
+    if not pa.types.is_string(type_):
+        return column(values, type_).take(numbers(places))
+    distinct = list(dict.fromkeys(value for value in values if value is not None))
+    number = {text: place for place, text in enumerate(distinct)}
+    index = np.array([number.get(value, -1) for value in values], dtype=np.int32)[places]
+    return pa.DictionaryArray.from_arrays(
+        numbers(np.maximum(index, 0), index >= 0), texts(distinct)
+    )
+
+
 def _lists(values: Sequence[Sequence[Any] | None], type_: pa.DataType) -> pa.Array:
     offsets = np.zeros(len(values) + 1, dtype=np.int32)
     np.cumsum([len(value or ()) for value in values], out=offsets[1:])

@@ -44,6 +44,9 @@ SMALLEST_BYTES = 2**16
 CUT_LAYOUT_BYTES = 2**26
 """Likewise for names and attributes, which a journal has compressed."""
 
+CUT_ROW_BYTES = 2**31
+"""And for them in each row: a few kilobytes may stand in millions of rows."""
+
 MOST_LAYOUT_BYTES = 2**28
 """Of all open parts together; beyond it those are cut that have more than their share."""
 
@@ -206,8 +209,9 @@ class Fleet:
         if run_log.has(packed):
             return
         is_wide = run_log.layout_bytes >= self._share_layout_bytes
-        is_large = run_log.size_bytes >= self._share_bytes or run_log.age_s >= self._part_s
-        if is_large or (is_wide and not run_log.has_layout(packed)):
+        is_long = run_log.age_s >= self._part_s or run_log.row_bytes >= CUT_ROW_BYTES
+        is_large = run_log.size_bytes >= self._share_bytes
+        if is_large or is_long or (is_wide and not run_log.has_layout(packed)):
             self._retire(run_log.cut())
         before = run_log.size_bytes
         run_log.append(packed)

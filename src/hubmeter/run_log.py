@@ -124,6 +124,11 @@ class RunLog:
         """About how much memory the layouts of the open part take, here and when it is sealed."""
         return 0 if self._journal is None else self._journal.layout_bytes
 
+    @property
+    def row_bytes(self) -> int:
+        """As :class:`StrictJournal` has it."""
+        return 0 if self._journal is None else self._journal.row_bytes
+
     def has_layout(self, packed: Packed) -> bool:
         """Whether *packed* adds nothing to that."""
         return self._journal is not None and self._journal.has(packed.layout)

@@ -36,8 +36,10 @@ def options_of(run: Run, empty_run_unix_nano: int | None = None) -> Options:
 def tables_of(points: Points, options: Options) -> dict[str, pa.Table]:
     """Both configs of *points*."""
     from .flattening import flatten_points
+    from .tables import default_table, points_table
 
-    return _tables(points, flatten_points(points, options), options)
+    rows = flatten_points(points, options)
+    return {"default": default_table(rows), "points": points_table(points, rows, options.run_id)}
 
 
 def table_of(points: Points, options: Options, config: str, opening: Opening = START) -> pa.Table:
@@ -76,10 +78,12 @@ def seal_segment(
     """
     from .flattening import flatten_points
     from .shard import seal
+    from .tables import compact_points_table, default_table
 
     options = options_of(run, empty_run_unix_nano)
     rows = flatten_points(points, options, opening)
-    tables = _tables(points, rows, options)
+    left = compact_points_table(points, rows, options.run_id)
+    tables = {"default": default_table(rows), "points": left}
     rejected = _rejected(rows, lost or {})
     if not any(table.num_rows for table in tables.values()):
         return None, rows.closing
@@ -92,12 +96,6 @@ def seal_segment(
         metadata=_factors(run),
     )
     return shard, rows.closing
-
-
-def _tables(points: Points, rows: Rows, options: Options) -> dict[str, pa.Table]:
-    from .tables import default_table, points_table
-
-    return {"default": default_table(rows), "points": points_table(points, rows, options.run_id)}
 
 
 def received(points: Points) -> int:

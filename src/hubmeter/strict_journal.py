@@ -10,12 +10,16 @@ from pathlib import Path
 from typing import Any
 
 from .batch import SeriesLayout
+from .errors import DecodeError
 from .frames import Framer
 from .journal import Claim, Journal, Replay
 from .ledger import Packed
 from .owners import as_json, this_process
 from .records import Encoder
 from .whole_files import sync_folders
+
+MOST_ROW_BYTES = 2**32
+"""Of one batch: a publisher needs some seconds for each gigabyte."""
 
 GOES_ON = frozenset({"rejected", "resends"})
 """Notes that stay true when a journal goes on."""
@@ -26,10 +30,15 @@ class StrictJournal(Journal):
     A journal for those who send again what was refused: nothing waits in memory.
 
     Use :meth:`create` or :meth:`go_on`. Not thread safe.
+
+    Attributes:
+        row_bytes: Of resources and attributes, which a table has in the row of each point.
     """
 
     def __init__(self, path: Path, *, fsync: bool) -> None:
         super().__init__(path, fsync=fsync)
+        self.row_bytes = 0
+        self._row_bytes: dict[SeriesLayout, int] = {}
         self._encoder = self._strict = _Encoder(int.from_bytes(os.urandom(4), "little"))
 
     @classmethod
@@ -83,10 +92,15 @@ class StrictJournal(Journal):
 
         Raises:
             JournalError: Nothing of it is kept.
-            TypeError, ValueError: It holds something that OTLP cannot say.
+            TypeError, ValueError: It holds something that OTLP cannot say, or too much.
         """
         self._check()
+        row_bytes = self._row_bytes.get(packed.layout)
+        if row_bytes is None:
+            row_bytes = _row_bytes_of(packed.layout)
         self._put(self._encoder.batch(packed))
+        self._row_bytes[packed.layout] = row_bytes
+        self.row_bytes += row_bytes
 
     def note(self, kind: str, value: Any) -> None:
         """Write a note, like :meth:`append`."""
@@ -102,6 +116,14 @@ class StrictJournal(Journal):
             self._strict.withdraw(is_written=self.size_bytes != size_bytes)
             raise self._unwritten(error) from error
         self._encoder.confirm()
+
+
+def _row_bytes_of(layout: SeriesLayout) -> int:
+    row_bytes = sum(len(one.resource) + len(one.attributes) for one in layout.series)
+    if row_bytes > MOST_ROW_BYTES:
+        words = f"{row_bytes} bytes, once for each point, are more than {MOST_ROW_BYTES}"
+        raise DecodeError(f"resources and attributes of {words}: send them in smaller parts")
+    return row_bytes
 
 
 class _Encoder(Encoder):

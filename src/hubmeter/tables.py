@@ -5,7 +5,8 @@ Columns to Arrow and Parquet. The only module that builds ``pyarrow`` tables.
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
@@ -15,7 +16,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from .arrow_arrays import column as column_of
-from .arrow_arrays import numbers, repeated, texts
+from .arrow_arrays import numbers, repeated, shared, texts
 from .batch import Distribution
 from .errors import DecodeError
 from .flattening import Rows
@@ -33,6 +34,9 @@ log = logging.getLogger(__name__)
 LEVEL = 3
 TIME_LEVEL, TIME_LEVEL_ROWS = 16, 200_000
 """Times are half of a shard. A higher level saves 3 bytes per row and costs 3 µs, up to here."""
+
+MOST_TEXT = 2**26
+"""Bytes that are made of dictionaries at a time; then a new row group begins."""
 
 DICTIONARY_FACTOR = 3
 """A column becomes a dictionary if each value stands there three times on average."""
@@ -78,6 +82,15 @@ def default_table(rows: Rows) -> pa.Table:
 
 def points_table(points: Points, rows: Rows, default_run_id: str) -> pa.Table:
     """The ``points`` config: what *rows* left over from *points*."""
+    return compact_points_table(points, rows, default_run_id).cast(arrow_schema("points"))
+
+
+def compact_points_table(points: Points, rows: Rows, default_run_id: str) -> pa.Table:
+    """
+    The same with dictionaries of what the series say, for :func:`write_parquet`.
+
+    A resource of some kilobytes that stands in each row would take gigabytes.
+    """
     found = point_rows(points, rows.leftovers)
     owners = [owner_of(series, default_run_id) for series in found.series]
     words: dict[str, list[Any]] = {
@@ -85,7 +98,6 @@ def points_table(points: Points, rows: Rows, default_run_id: str) -> pa.Table:
     }
     words["run_id"], words["service_name"] = [o[0] for o in owners], [o[1] for o in owners]
     words["resource_attributes"] = [series.resource for series in found.series]
-    place = numbers(found.series_of_row)
     starts = numbers(found.start_times, found.start_times != 0)
     arrays: dict[str, pa.Array] = {
         "timestamp": _iso_utc(found.times),
@@ -96,13 +108,14 @@ def points_table(points: Points, rows: Rows, default_run_id: str) -> pa.Table:
         "flags": _flags(found),
     }
     for name, values in words.items():
-        arrays[name] = column_of(values, _point_type(name)).take(place)
+        arrays[name] = shared(values, _point_type(name), found.series_of_row)
     for name in Distribution.__slots__:
         known = {row: getattr(value, name) for row, value in found.distributions.items()}
         arrays[name] = _scattered(known, found.times.size, _point_type(name))
     exemplars = {row: extra.exemplars for row, extra in found.extras.items()}
     arrays["exemplars"] = _scattered(exemplars, found.times.size, pa.string())
-    return pa.Table.from_arrays([arrays[c.name] for c in POINTS], schema=arrow_schema("points"))
+    names = [column.name for column in POINTS]
+    return pa.Table.from_arrays([arrays[name] for name in names], names=names)
 
 
 _SERIES = ("metric_name", "unit", "kind", "temporality", "is_monotonic", "scope_name", "attributes")
@@ -142,9 +155,10 @@ def write_parquet(
     columns = [column for column in CONFIGS[config] if column.name in table.schema.names]
     encodings = {c.name: _encoding(c, table) for c in columns}
     time_level = TIME_LEVEL if table.num_rows <= TIME_LEVEL_ROWS else LEVEL
-    pq.write_table(
-        table.replace_schema_metadata({f"hubmeter.{k}": v for k, v in metadata.items()}),
+    schema = pa.schema([arrow_schema(config).field(name) for name in table.schema.names])
+    with pq.ParquetWriter(
         file,
+        schema.with_metadata({f"hubmeter.{k}": v for k, v in metadata.items()}),
         compression="zstd",
         compression_level={c.name: time_level if c.semantic == "time" else LEVEL for c in columns},
         version="2.6",
@@ -156,13 +170,31 @@ def write_parquet(
             for name, encoding in encodings.items()
             if encoding not in (None, "dictionary")
         },
-    )
+    ) as writer:
+        for rows in _written_together(table):
+            writer.write_table(rows.cast(writer.schema))
+
+
+def _written_together(table: pa.Table) -> Iterator[pa.Table]:
+    """All of *table*, unless what its dictionaries stand for is too much at a time."""
+    text = np.zeros(table.num_rows, dtype=np.int64)
+    for column in table.itercolumns():
+        for chunk in column.chunks if pa.types.is_dictionary(column.type) else ():
+            lengths = pc.binary_length(chunk.dictionary).take(chunk.indices)
+            text += pc.fill_null(lengths, 0).to_numpy()
+    group = np.cumsum(text) // MOST_TEXT
+    cuts = [0, *(np.flatnonzero(np.diff(group)) + 1).tolist(), table.num_rows]
+    for first, end in pairwise(cuts):
+        yield table.slice(first, end - first)
 
 
 def _encoding(column: Column, table: pa.Table) -> str | None:
     if column.type not in _UNREPEATED_ENCODINGS:
         return None
-    distinct = pc.count_distinct(table[column.name]).as_py()
+    values = table[column.name]
+    if pa.types.is_dictionary(values.type):
+        values = pa.chunked_array([chunk.indices for chunk in values.chunks])
+    distinct = pc.count_distinct(values).as_py()
     if column.semantic != "time" and DICTIONARY_FACTOR * distinct <= table.num_rows:
         return "dictionary"
     return _UNREPEATED_ENCODINGS[column.type]
