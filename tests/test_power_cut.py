@@ -30,7 +30,7 @@ def fsync(fd, really=os.fsync):
     note("sync", os.readlink(f"/proc/self/fd/{fd}"))
 
 def follow(event, arguments):
-    if event in ("os.rename", "os.remove"):
+    if event in ("os.rename", "os.remove") and os.path.exists(arguments[0]):
         note(event[3:], *(one for one in arguments if not isinstance(one, int)))
     elif event == "os.mkdir" and not os.path.exists(arguments[0]):
         if os.path.exists(os.path.dirname(os.path.abspath(arguments[0]))):
@@ -142,17 +142,29 @@ def test_without_the_setting_nothing_is_synced(sender: str, tmp_path: Path) -> N
     assert [event for event in events if event[0] == "sync"] == []
 
 
-@pytest.mark.parametrize("code", [
-    "export(1).close(soon())",
-    "export(1)._segment.release()\nrecover(Path('new/journal'), say=repr)",
-], ids=["close", "recover"])  # fmt: skip
+CLOSED = "export(1).close(soon())"
+RECOVERED = """
+export(1)._segment.release()
+recover(Path("new/journal"), say=repr)
+"""
+RECEIVED = """
+fleet = receive(1)
+for run_log in fleet._open.values():
+    run_log.cut()
+recover(Path("new/journal"), only_received=True, say=repr)
+"""
+
+
+@pytest.mark.parametrize("code", [CLOSED, RECOVERED, RECEIVED], ids=["live", "dead", "received"])
 def test_no_journal_is_removed_before_its_shard_is_synced(code: str, tmp_path: Path) -> None:
-    """With its name and its folders; else a power cut could take both."""
+    """With its name and its folders, and the totals for the next part; else both could be lost."""
     events = traced(code, tmp_path)
 
     done = list(takewhile(lambda one: one[0] != "remove" or ".journal" not in one[1], events))
     assert len(done) < len(events)
-    shards = [paths for what, *paths in done if what == "rename" and ".parquet" in paths[1]]
-    assert len(shards) == 1
-    assert ["sync", shards[0][0]] in done
-    assert {path for path in at_risk(done) if "/data" in path and "README" not in path} == set()
+    [renamed] = [paths for what, *paths in done if what == "rename" and ".parquet" in paths[1]]
+    assert ["sync", renamed[0]] in done
+    kept = tmp_path / "new/journal/totals", tmp_path / "new/data/data"
+    assert [path for path in at_risk(done) if path.startswith(tuple(map(str, kept)))] == []
+    assert str(tmp_path / "new/data") not in at_risk(done)
+    assert any("totals" in event[-1] for event in done) == (code == RECEIVED)
