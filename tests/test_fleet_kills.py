@@ -14,7 +14,7 @@ import pytest
 
 from fleet_server import FleetServer
 from makers import POWER, SECOND, T0, gauge, point, resource_metrics
-from orphans import contents, hubmeter, journals, rows
+from orphans import contents, hubmeter, journals, received, rows
 
 KILLS = 25 * int(os.environ.get("SOAK", "1"))
 SEED = int(os.environ.get("SOAK_SEED", "20261124"))
@@ -105,6 +105,7 @@ def test_every_acknowledged_point_survives_sigkill_once(tmp_path: Path, report_c
     assert (last, done.returncode) == ("closed True", 0), done.stdout + done.stderr
     assert {row["gpu_power_watts"]: row["service_name"] for row in found} == sender.sent
     assert [n for n in Counter(row["gpu_power_watts"] for row in found).values() if n > 1] == []
+    assert received(contents(tmp_path / "data")) >= len(sender.sent)
     assert {row["run_id"] for row in found if row["service_name"] in {"s0", "s4"}} == {
         "run-0", "run-4",
     }  # fmt: skip
