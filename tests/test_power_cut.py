@@ -120,18 +120,14 @@ def test_by_setting_the_first_answer_comes_after_the_name_is_synced(
     assert at_risk(before(events, 0)) == set()
 
 
-def test_by_setting_a_receiver_that_goes_on_syncs_the_journal_under_its_old_name(
-    tmp_path: Path,
-) -> None:
-    """It is a new file, which must not vanish with what is acknowledged from now on."""
+def test_by_setting_a_receiver_that_goes_on_syncs_the_name_of_its_journal(tmp_path: Path) -> None:
+    """It must not vanish with what is acknowledged from now on."""
     traced("receive(1)", tmp_path, HUBMETER_FSYNC="1")
     events = traced("receive(2)", tmp_path, HUBMETER_FSYNC="1")
 
-    [renamed] = [paths for what, *paths in events if what == "rename"]
-    assert [Path(path).name for path in renamed] == [
-        f".{Path(renamed[1]).name}.new", f"{Path(renamed[1]).stem}.journal",
-    ]  # fmt: skip
+    assert [paths for what, *paths in events if what == "rename"] != []
     assert at_risk(before(events, 0)) == set()
+    assert len(synced_journals(before(events, 0))) >= 1
 
 
 @SENDERS
@@ -160,7 +156,7 @@ def test_no_journal_is_removed_before_its_shard_is_synced(code: str, tmp_path: P
     """With its name and its folders, and the totals for the next part; else both could be lost."""
     events = traced(code, tmp_path)
 
-    done = list(takewhile(lambda one: one[0] != "remove" or ".journal" not in one[1], events))
+    done = list(takewhile(lambda one: not _removes_a_journal(*one), events))
     assert len(done) < len(events)
     [renamed] = [paths for what, *paths in done if what == "rename" and ".parquet" in paths[1]]
     assert ["sync", renamed[0]] in done
@@ -168,3 +164,7 @@ def test_no_journal_is_removed_before_its_shard_is_synced(code: str, tmp_path: P
     assert [path for path in at_risk(done) if path.startswith(tuple(map(str, kept)))] == []
     assert str(tmp_path / "new/data") not in at_risk(done)
     assert any("totals" in event[-1] for event in done) == (code == RECEIVED)
+
+
+def _removes_a_journal(what: str, *paths: str) -> bool:
+    return what == "remove" and paths[0].endswith(".journal")
