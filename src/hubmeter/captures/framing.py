@@ -86,7 +86,8 @@ def messages(window: Window, decode: Callable[[bytes], Decoded | None]) -> Itera
 
     A message counts if another follows it, or the end. If neither does, it counts unless another
     begins in it: where a Collector was killed in a message and went on in the same file, the next
-    completes the torn one, often to one that can be decoded, with numbers that nobody sent.
+    completes the torn one, often to one that can be decoded, with numbers that nobody sent. So
+    may zeros, as a disk without power leaves them.
 
     After a broken message the next is found by its length, if a message is there. Otherwise the
     length is wrong too: then the next place counts at which a length and the lengths inside the
@@ -135,7 +136,14 @@ def _message(
 
 def _is_torn(window: Window, size: int) -> bool:
     """Whether the *size* bytes at hand are hardly one message, though their length says so."""
-    return not _is_followed(window, size) and _holds_message(window, size)
+    if _is_followed(window, size):
+        return False
+    return _ends_in_hole(window, size) or _holds_message(window, size)
+
+
+def _ends_in_hole(window: Window, size: int) -> bool:
+    """Whether zeros, as a disk without power leaves them, may have begun before *size*."""
+    return window.data[size - 1 : size + 2 * PREFIX] == bytes(1 + 2 * PREFIX)
 
 
 def _holds_message(window: Window, size: int) -> bool:
