@@ -45,7 +45,6 @@ from hubmeter.errors import JournalError
 from hubmeter.receiver.connections import Crowd
 from hubmeter.receiver.credentials import Tls
 from hubmeter.receiver.doors import Address
-from hubmeter.receiver.grpc_door import MOST_REQUESTS
 from hubmeter.receiver.one_port import PREFACE, FirstBytes
 from hubmeter.text import Secret
 from receivers import (
@@ -320,47 +319,30 @@ def _silence(channel: grpc.Channel, count: int) -> Iterator[list[Any]]:
 
 
 def test_requests_beyond_the_most_come_again() -> None:
-    """RESOURCE_EXHAUSTED with a time, which senders repeat; those that wait keep their place."""
-    room, more = MOST_REQUESTS, 20
+    """While a thousand wait: RESOURCE_EXHAUSTED with a time, which senders repeat."""
+    over = threading.Event()
 
-    async def send(target: str) -> list[grpc.aio.AioRpcError]:
-        options = [("grpc.use_local_subchannel_pool", 1)]
-        channels = [
-            grpc.aio.insecure_channel(target, options=options) for _ in range(room // 100 + 1)
-        ]
-        silent = [
-            channels[number % len(channels)].stream_unary(METRICS)()
-            for number in range(room + more)
-        ]
-        calls = [asyncio.ensure_future(_error_of(one)) for one in silent]
-        done: set[asyncio.Future[grpc.aio.AioRpcError]] = set()
-        while len(done) < more:
-            done, _ = await asyncio.wait(calls, timeout=20, return_when=asyncio.FIRST_COMPLETED)
-            await asyncio.sleep(0.1)
+    def nothing() -> Any:
+        over.wait(60)
+        yield b""
+
+    with Served(http=None, slowest_s=300) as served, ExitStack() as stack:
+        own = {"grpc.use_local_subchannel_pool": 1}
+        channels = [stack.enter_context(served.channel(**own)) for _ in range(12)]
+        silent = [one.stream_unary(METRICS).future(nothing()) for one in channels * 2]
+        time.sleep(0.5)
+        waiting = [one.unary_unary(METRICS).future(proto(1.0)) for one in channels * 92]
+        try:
+            assert until(lambda: sum(one.done() for one in waiting) >= 50, 30)
+            errors = [one.exception() for one in waiting if one.done()]
+        finally:
+            over.set()
+        answers = [one.exception() is None for one in waiting if one.exception() not in errors]
         for one in silent:
             one.cancel()
-        await asyncio.gather(*calls)
-        for channel in channels:
-            await channel.close()
-        return [one.result() for one in done]
-
-    with Served(http=None) as served:
-        errors = asyncio.run(send(served.target))
-        assert until(lambda: served.export(proto(1.0)) == b"")
-    assert len(errors) == more
-    for error in errors:
-        assert error.code() is Code.RESOURCE_EXHAUSTED
-        assert retry_delay_s(error) == 1.0
-
-
-async def _error_of(one: Any) -> grpc.aio.AioRpcError | None:
-    try:
-        await one
-    except grpc.aio.AioRpcError as error:
-        return error
-    except asyncio.CancelledError:
-        return None
-    raise AssertionError
+    assert {error.code() for error in errors} == {Code.RESOURCE_EXHAUSTED}
+    assert {retry_delay_s(error) for error in errors} == {1.0}
+    assert sum(answers) > 900
 
 
 def test_a_connection_that_is_no_http_2() -> None:
