@@ -53,6 +53,7 @@ from hubmeter.text import Secret
 from makers import T0, gauge, point, request, resource_metrics, total
 from receivers import (
     JSON,
+    LOGS,
     LOOPBACK,
     PROTOBUF,
     Kept,
@@ -254,6 +255,16 @@ def test_case_12_traces_are_taken_and_logs_dropped_with_the_response_of_their_ki
     assert (said.status, said.body) == (200, body)
     assert served.post(b"\xff not read", content_type, "/v1/logs").status == 200
     assert kept.batches == []
+
+
+def test_case_12_that_logs_are_dropped_is_said_once(caplog: pytest.LogCaptureFixture) -> None:
+    """To whoever runs the receiver; senders hear a success."""
+    with Served() as served:
+        for _ in range(20):
+            assert served.post(b"{}", JSON, "/v1/logs").body == b"{}"
+        assert served.export(b"", LOGS) == b""
+    said = [one.message for one in caplog.records if "logs" in one.message]
+    assert said == ["hubmeter: receiver: logs are taken and dropped, as rows have none"]
 
 
 def test_case_12_a_root_span_is_delivered_as_one_point(served: Served, kept: Kept) -> None:

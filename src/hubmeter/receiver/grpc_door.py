@@ -169,8 +169,9 @@ class GrpcDoor:
 
     async def _message(self, context: ServicerContext[Any, Any]) -> bytes:
         message = await self._in_time(asyncio.ensure_future(context.read()))
-        if message is EOF:  # if it was too large, gRPC has said so already
-            raise Refused(Status.BAD_DATA, "there is no message, or it is too large")
+        if message is EOF:  # if it cannot be read, gRPC has said so already
+            words = "there is no message, or it is too large, or not compressed by gzip or deflate"
+            raise Refused(Status.BAD_DATA, words)
         assert isinstance(message, bytes)
         return message
 

@@ -32,7 +32,7 @@ class Intake:
     """
     Takes requests of all signals. Thread safe, one at a time.
 
-    Metrics and spans are delivered. Logs are taken and dropped, unread.
+    Metrics and spans are delivered. Logs are taken and dropped, unread, which is said once.
 
     Args:
         deliver: Where batches go. What it returns from is acknowledged; ``JournalError``
@@ -43,7 +43,7 @@ class Intake:
         self.problems = Problems()
         self._deliver = deliver
         self._lock = threading.Lock()
-        self._is_closed = False
+        self._is_closed = self._has_logs = False
         spans = SpanDecoder()
         self._decoders: Mapping[tuple[Signal, Form], Callable[[bytes], PointBatch]] = {
             ("metrics", "protobuf"): ProtoDecoder().decode,
@@ -59,6 +59,9 @@ class Intake:
     def take(self, signal: Signal, form: Form, body: bytes) -> Answer:
         """What becomes of *body*. Never raises."""
         if signal == "logs":
+            if not self._has_logs:
+                self._has_logs = True
+                self.problems.note("logs are taken and dropped, as rows have none")
             return TAKEN
         try:
             batch = self._delivered(signal, form, body)
