@@ -633,7 +633,7 @@ while claims < 2000 and time.monotonic() < end:
     claim = Claim.take(path)
     if claim is not None:
         claims += 1
-        gone += not os.fstat(claim._file.fd).st_nlink
+        gone += not os.fstat(claim.file.fd).st_nlink
         claim.release()
 os.kill(remover, signal.SIGKILL)
 say([claims, gone])

@@ -350,10 +350,12 @@ class Fleet:
             self._open.move_to_end(left.key, last=False)  # the newest come first
             return
         here = self._open.get(left.key)
-        is_over = here is None or here.run.process_id != left.run.process_id
-        is_final = left.key.run_id is None and is_over
+        is_followed = here is not None and here.run.process_id == left.run.process_id
         try:
-            self._retire(run_log.end(is_final=is_final))
+            if is_followed:
+                self._retire(run_log.finish())
+            else:
+                self._retire(run_log.end(is_final=left.key.run_id is None))
         finally:
             run_log.release()
 

@@ -60,12 +60,13 @@ class Framer:
 
     Args:
         salt: 32 random bits.
+        sequence: Number of the next frame.
     """
 
-    def __init__(self, salt: int) -> None:
+    def __init__(self, salt: int, sequence: int = 0) -> None:
         self.preamble = MAGIC + _SALTS.pack(salt, salt, salt)
         self._seed = _seed(salt)
-        self._sequence = 0
+        self._sequence = sequence
 
     def frame(self, kind: int, payload: bytes) -> bytes:
         """
@@ -118,6 +119,11 @@ def read_frames(data: bytes) -> tuple[list[Frame], list[Damage]]:
                 damage.append(Damage(0, PREAMBLE_SIZE, "checksum"))
             return frames, damage
     return [], [Damage(0, len(data), _what_else(data))]
+
+
+def salt_of(data: bytes, frame: Frame) -> int:
+    """The salt of the file in which *frame* was found."""
+    return next(s for s in _salts(data) if _genuine_head(data, frame.offset, _seed(s)))
 
 
 def _salts(data: bytes) -> list[int]:

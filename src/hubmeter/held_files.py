@@ -147,7 +147,7 @@ def take_file(path: Path) -> HeldFile | None:
     with _mutex:
         if _file_id(path.stat()) in _held:
             return None
-        file = HeldFile(path)
+        file = HeldFile(path, os.O_APPEND)
         try:
             file.lock()
             if _file_id(path.stat()) == file.file_id:

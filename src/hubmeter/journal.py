@@ -68,7 +68,7 @@ class Journal:
         owes_last: After a failure: whether the record of that call waits too.
     """
 
-    def __init__(self, path: Path, *, fsync: bool) -> None:
+    def __init__(self, path: Path, *, fsync: bool, file: HeldFile | None = None) -> None:
         self.path = path
         self.size_bytes = 0
         self.owed_bytes = 0
@@ -76,7 +76,7 @@ class Journal:
         self._owed: deque[bytes] = deque()
         self._encoder = Encoder(int.from_bytes(os.urandom(4), "little"))
         self._fsync = fsync
-        self._file = HeldFile(path, os.O_CREAT | os.O_EXCL | os.O_APPEND)
+        self._file = file or HeldFile(path, os.O_CREAT | os.O_EXCL | os.O_APPEND)
 
     @classmethod
     def create(
@@ -255,11 +255,14 @@ class Claim:
     The right to publish and remove a journal whose process has ended. A context manager.
 
     Use :meth:`take`.
+
+    Attributes:
+        file: The journal, locked.
     """
 
     def __init__(self, path: Path, file: HeldFile) -> None:
         self.path = path
-        self._file = file
+        self.file = file
 
     @classmethod
     def take(cls, path: Path) -> Claim | None:
@@ -287,7 +290,7 @@ class Claim:
 
     def release(self) -> None:
         """Idempotent."""
-        self._file.release()
+        self.file.release()
 
     def __enter__(self) -> Claim:
         return self

@@ -15,27 +15,24 @@ from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from .errors import JournalError
-from .held_files import read_file
 from .journal import JOURNAL, Claim, Replay, read_journal
 from .ledger import Packed
-from .records import TORN
 from .resends import DUPLICATE, MOST_BATCHES, Resends
 from .resting import is_taken, resting_path
 from .routing import RunKey
 from .run import Run, as_json, segment_name
-from .strict_journal import StrictJournal
+from .strict_journal import LeftJournal, StrictJournal
 from .waiting import part_of, run_of
-from .whole_files import write_whole
 
 log = logging.getLogger(__name__)
 
 LOOK_EVERY_S = 0.5
 """How often to see whether the journal is still there."""
 
-REMOVED = "lost, somebody removed the journal"
+FOLLOWED: Mapping[str, Any] = MappingProxyType({"empty_run_unix_nano": None})
+"""The end of a part that has a next one: that, or one behind it, says whether the run is empty."""
 
-DAMAGED = "damaged"
-"""Folder for journals that had unreadable records, as a recovery has it."""
+REMOVED = "lost, somebody removed the journal"
 
 
 class Place(NamedTuple):
@@ -143,7 +140,7 @@ class RunLog:
         Whether *packed* was kept already, in this part or one before: then it is counted.
 
         Raises:
-            JournalError: The journal of a dead receiver cannot be continued.
+            JournalError: The journal of a dead receiver cannot be ended.
         """
         self.last_s = time.monotonic()
         self._wake()
@@ -160,7 +157,8 @@ class RunLog:
             JournalError: Nothing of it is kept.
         """
         if self._journal is None:
-            self._journal = self._begun(self.part)
+            self._open(self._begun(self.part))
+        assert self._journal is not None
         self._journal.append(packed)
         self._resends.add(packed)
         self.points += len(packed.values) + sum(packed.skipped.values())
@@ -178,12 +176,22 @@ class RunLog:
         # Before the end of this one: a receiver that is killed in between still has the run.
         following = self._begun(self.part + 1)
         try:
-            ended = self._end(self._journal, {"empty_run_unix_nano": None})
+            ended = self._end(self._journal, FOLLOWED)
         except BaseException:
             following.discard()
             raise
-        self._journal = following
+        self._open(following)
         return ended
+
+    def finish(self) -> Ended | None:
+        """
+        End the part, whose next one another run log has.
+
+        Raises:
+            JournalError: The part is still open.
+        """
+        self._wake()
+        return None if self._journal is None else self._end(self._journal, FOLLOWED)
 
     def end(self, *, is_final: bool) -> Ended | None:
         """
@@ -247,7 +255,7 @@ class RunLog:
         Raises:
             JournalError: It is not begun.
         """
-        self._journal = self._begun(self.part)
+        self._open(self._begun(self.part))
         lost, self.lost = self.lost, Counter()
         self.count_lost(lost)
 
@@ -283,7 +291,7 @@ class RunLog:
             self._claim.release()
         self._journal = self._claim = None
 
-    def _end(self, journal: StrictJournal, note: dict[str, Any]) -> Ended:
+    def _end(self, journal: StrictJournal, note: Mapping[str, Any]) -> Ended:
         lost = dict(self.lost)
         journal.note("end", {**note, "lost": lost})
         journal.close()
@@ -300,9 +308,10 @@ class RunLog:
 
     def _begun(self, part: int) -> StrictJournal:
         path = self._place.folder / f"{segment_name(self.run, part)}{JOURNAL}"
-        journal = self._written(path, part, {"resends": self._resends.digests})
-        self._began_s = time.monotonic()
-        return journal
+        return self._written(path, part, {"resends": self._resends.digests})
+
+    def _open(self, journal: StrictJournal) -> None:
+        self._journal, self._began_s = journal, time.monotonic()
 
     @classmethod
     def _resting(cls, path: Path, place: Place, within_s: float) -> RunLog | None:
@@ -317,8 +326,7 @@ class RunLog:
         if rested_s >= within_s or is_taken(place.folder, segment_name(left.run, left.part)):
             return None
         run_log = cls(left.key, left.run, place, part=left.part)
-        with suppress(TypeError, ValueError):  # of another version
-            run_log._resends.restore(notes.get("resends", ()))
+        run_log._remember(notes)
         run_log.lost.update(notes.get("rejected", {}))
         return run_log
 
@@ -357,44 +365,28 @@ class RunLog:
         return {"run": as_json(self.run), "part": part, "key": self.key, "to": self._place.to}
 
     def _wake(self) -> None:
-        """Go on with the journal of a dead receiver, which is read when it is needed."""
+        """Look into the journal of a dead receiver, which is read when it is needed."""
         self._look()
         if self._claim is None:
             return
         try:
-            replay = read_journal(self._claim.path)
+            journal = LeftJournal(self._claim, MOST_BATCHES, fsync=self._place.fsync)
         except (OSError, MemoryError) as error:
             log.error("hubmeter: %s cannot be read: %r", self._claim.path, error)  # noqa: TRY400
             self.release()
             self.part += 1
             return
-        try:
-            self._go_on(self._claim, replay)
-        except OSError as error:
-            raise JournalError(f"cannot go on with {self._claim.path}: {error}") from error
-
-    def _go_on(self, claim: Claim, replay: Replay) -> None:
-        contents = replay.contents
-        _keep_damaged(replay)
-        header, fsync = self._header(self.part), self._place.fsync
-        self._journal = StrictJournal.go_on(claim, header, replay, fsync=fsync)
-        self._claim, self._began_s = None, time.monotonic()
-        self.points = contents.points + sum(sum(one.skipped.values()) for one in contents.batches)
-        self.lost.update(contents.notes.get("rejected", {}))
-        with suppress(TypeError, ValueError):  # of another version
-            self._resends.restore(contents.notes.get("resends", ()))
-        for packed in contents.batches[-MOST_BATCHES:]:
+        self._journal, self._claim = journal, None
+        self._began_s = -math.inf  # it takes no batches: the next one is for the next part
+        self.points = journal.points
+        self.lost.update(journal.notes.get("rejected", {}))
+        self._remember(journal.notes)
+        for packed in journal.batches:
             self._resends.add(packed)
 
-
-def _keep_damaged(replay: Replay) -> None:
-    """What cannot be read is said and kept, where nobody waits for it."""
-    damage = [one for one in replay.contents.damage if one.reason != TORN]
-    for one in damage:
-        log.warning("hubmeter: not readable: %s: %s, %d bytes at %d",
-                    replay.path.name, one.reason, one.size, one.offset)  # fmt: skip
-    if damage:
-        write_whole({replay.path.parent / DAMAGED / replay.path.name: read_file(replay.path)})
+    def _remember(self, notes: Mapping[str, Any]) -> None:
+        with suppress(TypeError, ValueError):  # of another version
+            self._resends.restore(notes.get("resends", ()))
 
 
 def left_by_receiver(replay: Replay) -> Left | None:

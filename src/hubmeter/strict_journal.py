@@ -1,81 +1,45 @@
 """
-A journal whose records are on disk or refused, and which can go on where a dead process ended.
+A journal whose records are on disk or refused, and the end of one that a dead process left open.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+import struct
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from .batch import SeriesLayout
-from .errors import DecodeError
-from .frames import Framer
-from .journal import Claim, Journal, Replay
+from .errors import DecodeError, JournalError
+from .frames import PREAMBLE_SIZE, Frame, Framer, read_frames, salt_of
+from .held_files import HeldFile
+from .journal import Claim, Journal
 from .ledger import Packed
-from .owners import as_json, this_process
-from .records import Encoder
-from .whole_files import sync_folders
+from .records import BATCH, TORN, Encoder, decode
 
 MOST_ROW_BYTES = 2**32
 """Of one batch: a publisher needs some seconds for each gigabyte."""
 
-GOES_ON = frozenset({"rejected", "resends"})
-"""Notes that stay true when a journal goes on."""
+_VALUES = struct.Struct("<4xI")
+"""In the payload of a batch: how many it has."""
 
 
 class StrictJournal(Journal):
     """
     A journal for those who send again what was refused: nothing waits in memory.
 
-    Use :meth:`create` or :meth:`go_on`. Not thread safe.
+    Use :meth:`create`. Not thread safe.
 
     Attributes:
         row_bytes: Of resources and attributes, which a table has in the row of each point.
     """
 
-    def __init__(self, path: Path, *, fsync: bool) -> None:
-        super().__init__(path, fsync=fsync)
+    def __init__(self, path: Path, *, fsync: bool, file: HeldFile | None = None) -> None:
+        super().__init__(path, fsync=fsync, file=file)
         self.row_bytes = 0
         self._row_bytes: dict[SeriesLayout, int] = {}
         self._encoder = self._strict = _Encoder(int.from_bytes(os.urandom(4), "little"))
-
-    @classmethod
-    def go_on(
-        cls, claim: Claim, header: Mapping[str, Any], replay: Replay, *, fsync: bool = False
-    ) -> StrictJournal:
-        """
-        Take the place of the journal under *claim*, with all that *replay* says.
-
-        It is a new file under the same name: whatever interrupts this, one of the two is there.
-
-        Raises:
-            OSError: It cannot be written; the old one is as it was, and still claimed. Or it has
-                taken its place, but could not be synced.
-        """
-        fresh = claim.path.with_name(f".{claim.path.name}.new")
-        fresh.unlink(missing_ok=True)  # of a process that was killed here
-        journal = cls(fresh, fsync=fsync)
-        try:
-            journal._file.lock()
-            journal._write(journal._encoder.preamble)
-            journal.note("header", {"owner": as_json(this_process()), "header": dict(header)})
-            for kind in replay.contents.notes.keys() & GOES_ON:
-                journal.note(kind, replay.contents.notes[kind])
-            for packed in replay.contents.batches:
-                journal.append(packed)
-            journal.path = fresh.rename(claim.path)
-            if fsync:
-                sync_folders([journal.path.parent])
-        except BaseException:
-            if journal.path == fresh:
-                journal.discard()
-            else:  # it has all points by now
-                journal.close()
-            raise
-        claim.release()
-        return journal
 
     @property
     def layout_bytes(self) -> int:
@@ -126,12 +90,55 @@ def _row_bytes_of(layout: SeriesLayout) -> int:
     return row_bytes
 
 
+class LeftJournal(StrictJournal):
+    """
+    The journal under *claim*, which a dead process left open. It takes notes, but no batches.
+
+    A torn record at its end is cut off: it was never acknowledged.
+
+    Args:
+        claim: It is this journal's from now on.
+        most_batches: How many of the last batches are read.
+        fsync: As for any journal.
+
+    Raises:
+        OSError: It cannot be read; the claim is as it was.
+
+    Attributes:
+        notes: Kind to value.
+        batches: The last ones.
+        points: How many there are in all.
+    """
+
+    def __init__(self, claim: Claim, most_batches: int, *, fsync: bool) -> None:
+        data = claim.file.read()
+        frames, damage = read_frames(data)
+        if not frames:
+            raise JournalError(f"nothing of {claim.path} can be read")
+        for torn in (one for one in damage if one.reason == TORN):
+            os.ftruncate(claim.file.fd, torn.offset)
+        super().__init__(claim.path, fsync=fsync, file=claim.file)
+        self.size_bytes = os.fstat(claim.file.fd).st_size
+        self._encoder = self._strict = _Encoder(salt_of(data, frames[-1]), frames[-1].sequence + 1)
+        batches = [one for one in frames if one.kind == BATCH]
+        self.points = sum(_VALUES.unpack_from(one.payload)[0] for one in batches)
+        wanted = [one for one in frames if one.kind != BATCH] + batches[-most_batches:]
+        contents = decode(_only(data, wanted))
+        self.notes, self.batches = contents.notes, contents.batches
+
+
+def _only(data: bytes, frames: Sequence[Frame]) -> bytes:
+    """The journal *data* with no other *frames*."""
+    kept = (data[one.offset : one.offset + one.size] for one in frames)
+    return data[:PREAMBLE_SIZE] + b"".join(kept)
+
+
 class _Encoder(Encoder):
     """An encoder that can take back its last record."""
 
-    def __init__(self, salt: int) -> None:
+    def __init__(self, salt: int, sequence: int = 0) -> None:
         super().__init__(salt)
-        self._framer = self._counted = _Framer(salt)
+        self._framer = self._counted = _Framer(salt, sequence)
 
     def withdraw(self, *, is_written: bool) -> None:
         """The last record is not in the file, or not as a whole; nobody may build on it."""
