@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -445,6 +446,51 @@ def test_a_destination_that_fails_is_asked_less_and_less(
     assert (fleet.status()["failure"], fleet._publisher._delay_s) == ("", 0.1)
     assert said[-1].startswith("published ")
     assert watts(contents(tmp_path / "data")) == [1, 2]
+    assert fleet.close(Deadline.after(1))
+
+
+def test_a_publication_that_hangs_is_ended_and_tried_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else nothing would be published any more, and nobody would hear of it."""
+    monkeypatch.setattr(publisher_module, "FIRST_DELAY_S", 0.1)
+    monkeypatch.setattr(publisher_module, "LONGEST_SILENCE_S", 20.0)
+    said: list[str] = []
+    fleet = fleet_in(tmp_path, silence_s=0.05, say=said.append)
+    Feeder(fleet)(power(1, 1, run_id="r"))
+    until(fleet, lambda: fleet.status()["is_publishing"])
+    child = fleet._publisher._child
+    assert child is not None
+    os.kill(child._process.pid, signal.SIGSTOP)
+    monkeypatch.setattr(publisher_module, "LONGEST_SILENCE_S", 0.2)
+    until(fleet, lambda: said)
+    monkeypatch.setattr(publisher_module, "LONGEST_SILENCE_S", 20.0)
+    assert said[0].startswith("not published: the process that publishes ended with -9")
+    until(fleet, published(fleet))
+    assert watts(contents(tmp_path / "data")) == [1]
+    assert fleet.close(Deadline.after(1))
+
+
+def test_what_was_left_is_tried_again_after_a_while(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was in its way may be gone; it is said once."""
+    monkeypatch.setattr(publisher_module, "LEFT_DELAY_S", 0.3)
+    said: list[str] = []
+    fleet, in_the_way = fleet_in(tmp_path, say=said.append), tmp_path / "journal/damaged"
+    for number in (1, 2):
+        Feeder(fleet)(power(number, number, run_id="r"))
+    end_all(fleet)
+    [journal] = tmp_path.glob("journal/*.journal")
+    data = bytearray(journal.read_bytes())
+    data[len(data) // 2] ^= 1
+    journal.write_bytes(data)
+    in_the_way.touch()
+    until(fleet, lambda: fleet._publisher._attempts == 3)
+    in_the_way.unlink()
+    until(fleet, published(fleet))
+    assert len([line for line in said if line.startswith("left in")]) == 1
+    assert in_the_way.is_dir()
     assert fleet.close(Deadline.after(1))
 
 

@@ -29,6 +29,12 @@ log = logging.getLogger(__name__)
 FIRST_DELAY_S, LONGEST_DELAY_S = 30.0, 600.0
 """After a failure; each further one doubles it."""
 
+LEFT_DELAY_S = 600.0
+"""Until what could not be published is tried again: there may be memory, or files, by then."""
+
+LONGEST_SILENCE_S = 1200.0
+"""A process that says nothing for so long hangs: it speaks before each commit, which has 600 s."""
+
 POLL_S, AGAIN_S = 0.05, 0.5
 
 Say = Callable[[str], None]
@@ -60,7 +66,7 @@ class Publisher:
         self._every_s = every_s
         self._say = say
         self._waiting: dict[str, Ended] = {}
-        self._left: set[str] = set()  # what no recovery can publish
+        self._left: dict[str, float] = {}  # what could not be published; when to try again
         self._child: _Child | None = None
         self._attempts = 0
         self._next_s = 0.0
@@ -87,6 +93,8 @@ class Publisher:
 
     def tick(self) -> None:
         """See what became of what waits; start a process if it is time."""
+        if self._child is not None and self._child.is_silent():
+            self._child.end()
         if self._child is not None and self._child.has_ended():
             child, self._child = self._child, None
             self._attempts += 1
@@ -145,7 +153,8 @@ class Publisher:
         start_detached(_recover(self._folder))
 
     def _has_work(self) -> bool:
-        return bool(self._waiting.keys() - self._left)
+        now_s = time.monotonic()
+        return any(self._left.get(name, now_s) <= now_s for name in list(self._waiting))
 
     def _look(self) -> None:
         """Forget what is no longer there: published by the child, or by somebody else."""
@@ -183,8 +192,9 @@ class Publisher:
             return
         self._count(result["segments"])
         for entry in result["left"]:
-            if entry["file"] not in self._left:
-                self._left.add(entry["file"])
+            is_known = entry["file"] in self._left
+            self._left[entry["file"]] = time.monotonic() + LEFT_DELAY_S
+            if not is_known:
                 self._say(f"left in {self._folder}: {entry['file']}: {entry['reason']}")
         for damage in result["damage"]:
             self._say(f"not readable: {damage}")
@@ -228,6 +238,7 @@ class _Child:
         if not sys.executable:
             raise OSError("there is no Python to run")
         self._out, self._err = _scratch(), _scratch()
+        self._said_bytes, self._said_s = 0, time.monotonic()
         self._process = subprocess.Popen(  # noqa: S603 - our own program
             command_of([*_recover(folder), "--format", "json"]),
             stdin=subprocess.DEVNULL,
@@ -248,13 +259,24 @@ class _Child:
     def has_ended(self) -> bool:
         return self._process.poll() is not None
 
+    def is_silent(self) -> bool:
+        """Whether it has said nothing for so long that it hangs."""
+        said_bytes = os.fstat(self._err.fileno()).st_size
+        if said_bytes != self._said_bytes:
+            self._said_bytes, self._said_s = said_bytes, time.monotonic()
+        return time.monotonic() - self._said_s >= LONGEST_SILENCE_S
+
     def let_go(self) -> None:
         """It goes on when this process has ended, which does not wait for it."""
         self._process.returncode = 0  # else its finalizer complains
 
+    def end(self) -> None:
+        """End it, if it has not ended."""
+        self._process.kill()
+
     def kill(self) -> None:
         """End it and wait for its end."""
-        self._process.kill()
+        self.end()
         self._process.wait()
 
     def result(self) -> Any:
