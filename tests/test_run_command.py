@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import pty
 import signal
@@ -17,6 +18,7 @@ import pytest
 from agents.node.install import modules
 from hubmeter.wrapping import environment_of_child
 from loopback_hub import LoopbackHub
+from makers import POWER, T0, gauge, point, request
 from observed import column, shards, undisturbed  # noqa: F401
 from standin import subprocess_env
 
@@ -568,6 +570,25 @@ def test_a_kill_loses_nothing_that_was_acknowledged(tmp_path: Path) -> None:
 
     [run_id] = set(column(tmp_path / "hubmeter-data", "run_id"))
     _assert_run(tmp_path, run_id)
+
+
+def test_a_request_that_comes_again_after_a_part_counts_once(tmp_path: Path) -> None:
+    """Its answer was lost, and what it brought was published meanwhile."""
+    body = json.dumps(request(gauge(POWER, "W", point(5.0, T0, gpu=0))))
+    code = f"""
+import os, pathlib, time, urllib.request
+address = os.environ["OTEL_EXPORTER_OTLP_ENDPOINT"] + "/v1/metrics"
+sent = urllib.request.Request(address, {body.encode()!r}, {{"Content-Type": "application/json"}})
+urllib.request.urlopen(sent)
+while not list(pathlib.Path("hubmeter-data").glob("data/default/*/*.parquet")):
+    time.sleep(0.1)
+urllib.request.urlopen(sent)
+"""
+    environment = {**os.environ, "HUBMETER_GPUS": "none", "HUBMETER_FLUSH_EVERY": "1"}
+    ended = run(sys.executable, "-c", code, env=environment)
+
+    assert ended.returncode == 0, ended.stderr
+    assert column(tmp_path / "hubmeter-data", "gpu_power_watts") == [5.0]
 
 
 # -- where something is missing

@@ -19,8 +19,11 @@ from opentelemetry.sdk.metrics import MeterProvider
 from opentelemetry.sdk.metrics.export import PeriodicExportingMetricReader
 from opentelemetry.sdk.resources import OTELResourceDetector, Resource
 
+from .batch import PointBatch
 from .deadline import Deadline
+from .ledger import pack
 from .pipeline import Pipeline
+from .resends import Resends
 from .run import absolute, working_folder
 from .settings import Settings
 from .sources.gpu_meter import GpuMetrics, instrument_gpus
@@ -197,13 +200,26 @@ class Recording:
         from .receiver.serving import Address, Doors, Receiver
 
         receiver = Receiver(
-            Intake(self.pipeline.consume),
+            Intake(_once(self.pipeline.consume)),
             Doors(shared=Address(LOOPBACK, 0)),
             status=lambda: asdict(self.pipeline.counts()),
             keeps_last=True,
         )
         receiver.start()
         self._receiver = receiver
+
+
+def _once(consume: Callable[[PointBatch], None]) -> Callable[[PointBatch], None]:
+    """*consume* without what comes again: its answer was lost, perhaps a part ago."""
+    resends = Resends()
+
+    def take(batch: PointBatch) -> None:
+        packed = pack(batch)
+        if not batch.values or not resends.has(packed):
+            consume(batch)
+            resends.add(packed)
+
+    return take
 
 
 def _end(provider: MeterProvider, deadline: Deadline) -> None:
