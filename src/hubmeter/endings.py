@@ -1,4 +1,6 @@
 """
+How signals end a process that is observed.
+
 SIGTERM and SIGHUP run no exit hook: here the run is published before they end the process.
 
 Only where nothing else handles them. For the program it is as without us, only later: no
@@ -14,9 +16,11 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from types import FrameType
 
 from .deadline import Deadline
@@ -58,6 +62,19 @@ def publish_on_signals(publish: Callable[[Deadline], None]) -> None:
 def goes_on() -> bool:
     """Whether this process outlives the signal that it was published for."""
     return os.getpid() == FIRST_PROCESS
+
+
+def stay_interrupted() -> None:
+    """
+    Let a program that Ctrl-C ended still end by SIGINT after we published.
+
+    CPython notes an unhandled KeyboardInterrupt, but forgets it when it evaluates text,
+    as the imports do that publishing needs: the exit code would become 1. Importing them
+    earlier would load numpy before a program could say with how many threads.
+    """
+    if getattr(sys, "last_type", None) is KeyboardInterrupt and not hasattr(sys, "ps1"):
+        with suppress(KeyboardInterrupt):
+            exec("raise KeyboardInterrupt")  # noqa: S102 - evaluates text, and so notes it again
 
 
 def _end(number: int, _: FrameType | None) -> None:

@@ -30,7 +30,7 @@ from opentelemetry.sdk.metrics.view import Aggregation
 from ..deadline import Deadline
 from ..decode.sdk_objects import SdkDecoder
 from ..destinations import HubRepo, destination_of, is_folder_named_like_repo
-from ..endings import goes_on, publish_on_signals
+from ..endings import goes_on, publish_on_signals, stay_interrupted
 from ..errors import JournalError, PublishError
 from ..pipeline import Pipeline
 from ..settings import default_journal_dir, load_settings
@@ -154,7 +154,7 @@ class HubMetricExporter(MetricExporter):
             self._complain(f"hubmeter: {error}", _what_next(self._pipeline, error), exc_info=False)
         except Exception:
             self._complain("hubmeter: not published", _what_next(self._pipeline))
-        _stay_interrupted()
+        stay_interrupted()
 
     def table(self, config: str = "default") -> pa.Table:
         """
@@ -361,19 +361,6 @@ def _import_thread_pools() -> None:
             after_in_parent=lambda: thread._global_shutdown_lock.acquire(),  # noqa: PLW0108, SLF001
         )
     from concurrent.futures import thread
-
-
-def _stay_interrupted() -> None:
-    """
-    Let a program that Ctrl-C ended still end by SIGINT after we published.
-
-    CPython notes an unhandled KeyboardInterrupt, but forgets it when it evaluates text,
-    as the imports do that publishing needs: the exit code would become 1. Importing them
-    earlier would load numpy before a program could say with how many threads.
-    """
-    if getattr(sys, "last_type", None) is KeyboardInterrupt and not hasattr(sys, "ps1"):
-        with suppress(KeyboardInterrupt):
-            exec("raise KeyboardInterrupt")  # noqa: S102 - evaluates text, and so notes it again
 
 
 def _accepted(kind: type, **preference: Any) -> Any:
