@@ -342,6 +342,18 @@ def test_a_dry_run_changes_nothing(hub: LoopbackHub, home: dict[str, str], tmp_p
     assert state(tmp_path) == before
 
 
+def test_each_destination_gets_its_runs_in_one_commit(
+    hub: LoopbackHub, home: dict[str, str], tmp_path: Path
+) -> None:
+    """More orphans than are locked at a time, to several repositories, in turns."""
+    kill('for i in range(220): feed(begin(f"me/x{i % 11}", f"r{i}"), i)', tmp_path)
+    assert hubmeter("recover", "journal", folder=tmp_path, **home).returncode == 0
+
+    repos = [hub.repo(f"me/x{number}") for number in range(11)]
+    assert [len(repo.commits) for repo in repos] == [1] * 11
+    assert [len(watts(repo.files)) for repo in repos] == [20] * 11
+
+
 def test_a_hub_that_is_down_keeps_everything(
     hub: LoopbackHub, home: dict[str, str], tmp_path: Path
 ) -> None:

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from .waiting import process_of
+from .waiting import in_handfuls, process_of
 
 MOST_ATTEMPTS = 3
 """Unasked; each may take all the memory that there is."""
@@ -39,14 +39,13 @@ def without_given_up(paths: list[Path]) -> tuple[list[Path], list[Path]]:
     return others, [path for path in paths if _run(path) in runs]
 
 
-def in_groups(paths: list[Path], most: int) -> Iterator[list[Path]]:
-    """*paths*, at most *most* together; the parts of dangerous runs last, and by themselves."""
+def in_groups(paths: list[Path], most: int, *, is_mixed: bool) -> Iterator[list[Path]]:
+    """As :func:`in_handfuls`; the parts of dangerous runs come last, and by themselves."""
     dangerous = dict.fromkeys(_run(path) for path in paths if _attempts(path))
     groups = [[path for path in paths if _run(path) not in dangerous]]
     groups += [[path for path in paths if _run(path) == run] for run in dangerous]
     for group in groups:
-        for first in range(0, len(group), most):
-            yield group[first : first + most]
+        yield from in_handfuls(group, most, is_mixed=is_mixed)
 
 
 def _attempts(path: Path) -> int:

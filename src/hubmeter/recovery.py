@@ -141,7 +141,7 @@ def recover(
         wanted, given_up = without_given_up(wanted)
         result.left += [(path, GIVEN_UP) for path in given_up]
     numbers = count(1)
-    for some in in_groups(wanted, MOST_CLAIMED):
+    for some in in_groups(wanted, MOST_CLAIMED, is_mixed=to is None):
         with ExitStack() as claims:
             claimed = [path for path in some if claim(path, claims)]
             found: list[Found] = []

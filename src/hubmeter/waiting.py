@@ -5,7 +5,8 @@ Which runs wait in a journal directory: their process has ended, and they are no
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -88,6 +89,37 @@ def is_orphan(path: Path) -> bool:
     except OSError:
         return False
     return owner is None or not is_alive(owner, last_written_s_ago=time.time() - written_s)
+
+
+def in_handfuls(paths: Sequence[Path], most: int, *, is_mixed: bool) -> Iterator[list[Path]]:
+    """
+    *paths* in lists of at most *most*; what goes to one destination is together if it fits.
+
+    Args:
+        paths: Of journals. Those of one process keep their order.
+        most: Segments of a list.
+        is_mixed: Where each goes is in its header; else all go to one destination.
+    """
+    groups: dict[object, list[Path]] = defaultdict(list)
+    for path in paths:
+        groups[_address_in(path) if is_mixed and len(paths) > most else None].append(path)
+    handful: list[Path] = []
+    for group in groups.values():
+        for piece in (group[first : first + most] for first in range(0, len(group), most)):
+            if len(handful) + len(piece) > most:
+                yield handful
+                handful = []
+            handful += piece
+    if handful:
+        yield handful
+
+
+def _address_in(path: Path) -> object:
+    """What decides where the journal at *path* goes; None if it does not say."""
+    run = None
+    with suppress(OSError):
+        run = run_of(peek(path))
+    return run and (run.to, run.base, run.private)
 
 
 def part_of(replay: Replay) -> int:
