@@ -54,6 +54,22 @@ print([name for name in {HEAVY} if name in seen])
     assert run([sys.executable, "-c", code]).stdout == "[]\n"
 
 
+def test_publishing_does_not_load_pandas(tmp_path: Path) -> None:
+    """At the exit of a program that may not need it."""
+    code = f"""
+from hubmeter import HubMetricExporter
+from opentelemetry.sdk.metrics.export import PeriodicExportingMetricReader
+from opentelemetry.sdk.metrics import MeterProvider
+exporter = HubMetricExporter({str(tmp_path / "data")!r})
+provider = MeterProvider([PeriodicExportingMetricReader(exporter)])
+provider.get_meter("m").create_counter("steps").add(1)
+provider.shutdown()
+"""
+    loaded = loaded_by(code)
+    assert list(tmp_path.glob("data/data/points/*/*.parquet"))
+    assert ("pyarrow" in loaded, "pandas" in loaded) == (True, False)
+
+
 def test_importing_costs_little_beyond_the_sdk(tmp_path: Path) -> None:
     """The budget is 30 ms of a machine at rest; this allows for caches that others use too."""
     assert _cpu_seconds("import hubmeter", tmp_path) <= 0.03

@@ -14,6 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
 from .arrow_arrays import column as column_of
 from .arrow_arrays import numbers, repeated, shared, texts
@@ -179,13 +180,21 @@ def _written_together(table: pa.Table) -> Iterator[pa.Table]:
     """All of *table*, unless what its dictionaries stand for is too much at a time."""
     text = np.zeros(table.num_rows, dtype=np.int64)
     for column in table.itercolumns():
-        for chunk in column.chunks if pa.types.is_dictionary(column.type) else ():
-            lengths = pc.binary_length(chunk.dictionary).take(chunk.indices)
-            text += pc.fill_null(lengths, 0).to_numpy()
+        if pa.types.is_dictionary(column.type) and table.num_rows:
+            text += _lengths(column.combine_chunks())
     group = np.cumsum(text) // MOST_TEXT
     cuts = [0, *(np.flatnonzero(np.diff(group)) + 1).tolist(), table.num_rows]
     for first, end in pairwise(cuts):
         yield table.slice(first, end - first)
+
+
+def _lengths(texts: pa.DictionaryArray) -> NDArray[np.int64]:
+    """Bytes of each of *texts*; of a null, those of any."""
+    # Neither fill_null() nor to_numpy(): they import pandas.
+    places = np.frombuffer(texts.indices.buffers()[1], dtype=np.int32)
+    offsets = np.frombuffer(texts.dictionary.buffers()[1], dtype=np.int32)
+    of_word = np.append(np.diff(offsets), 0).astype(np.int64)  # there may be none
+    return of_word[places[texts.offset : texts.offset + len(texts)]]
 
 
 def _encoding(column: Column, table: pa.Table) -> str | None:
