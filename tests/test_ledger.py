@@ -12,8 +12,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hubmeter.batch import Distribution, Extra, PointBatch, Series, SeriesLayout
-from hubmeter.ledger import GROUP, Ledger, Packed, gather, pack
+from hubmeter.batch import Distribution, Extra, PointBatch, Series, SeriesLayout, kinds_of
+from hubmeter.ledger import GROUP, MOST_REMEMBERED, Ledger, Packed, _picker, gather, pack
 from makers import CO2, COST, POWER, SECOND, T0, TEMP, USED, UTIL, tables
 
 TOTAL = "gen_ai.gpu.memory.total"
@@ -259,3 +259,13 @@ def _interrupted_after(lines: int, ledger: Ledger, one: Packed) -> None:
         ledger.append(one)
     finally:
         sys.settrace(None)
+
+
+def test_wide_batches_leave_nothing_behind() -> None:
+    """What is remembered of batches has no limit but their number."""
+    before = [cache.cache_info().currsize for cache in (kinds_of, _picker)]
+    for width in (MOST_REMEMBERED + 1, MOST_REMEMBERED + 2):
+        layout = SeriesLayout((series("m"),) * width)
+        wide = PointBatch(layout=layout, times_unix_nano=(T0,), values=[1] * width)
+        assert pack(wide).kinds == b"\x01" * width
+    assert [cache.cache_info().currsize for cache in (kinds_of, _picker)] == before

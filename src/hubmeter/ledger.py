@@ -24,6 +24,9 @@ EXACT = 2**53
 
 NO_VALUE = float("nan")
 
+MOST_REMEMBERED = 10_000
+"""Values: of wider batches nothing is remembered here, as it would be megabytes."""
+
 GROUP = 64
 """So many batches wait for their blocks at most."""
 
@@ -71,9 +74,12 @@ def pack(batch: PointBatch) -> Packed:
     """
     values = batch.values
     kinds = batch.kinds
+    is_wide = len(values) > MOST_REMEMBERED
     if kinds is None:
-        kinds = kinds_of(tuple(map(type, values)))
-    floats, is_plain = _floats(values, _picker(kinds))
+        types = tuple(map(type, values))
+        kinds = kinds_of.__wrapped__(types) if is_wide else kinds_of(types)
+    picker = _picker.__wrapped__(kinds) if is_wide else _picker(kinds)
+    floats, is_plain = _floats(values, picker)
     return Packed(
         batch.layout,
         array("Q", batch.times_unix_nano),
