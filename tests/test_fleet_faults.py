@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import shutil
 import signal
@@ -36,6 +37,7 @@ from hubmeter import routing, strict_journal
 from hubmeter.attempts import GIVEN_UP, MOST_ATTEMPTS
 from hubmeter.deadline import Deadline
 from hubmeter.errors import DecodeError, JournalError
+from hubmeter.ledger import Packed
 from hubmeter.owners import SILENT_S
 from hubmeter.recovery import recover
 from hubmeter.run_log import LOOK_EVERY_S
@@ -113,6 +115,25 @@ def test_a_request_of_too_many_runs_is_not_kept(
     assert (visible(tmp_path), fleet.status()["runs_open"]) == ([], 0)
     send(*parts[1:])
     assert len(visible(tmp_path)) == 10
+
+
+def test_no_request_stays_in_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whether it was kept, came again or was refused."""
+    fleet = fleet_in(tmp_path)
+    send, one, other = Feeder(fleet), power(1, 1, run_id="r"), wide("r", 2, 5)
+    before = _held_batches()
+    for _ in range(2):
+        send(one)
+        assert _held_batches() <= before
+    monkeypatch.setattr(strict_journal, "MOST_ROW_BYTES", 10)
+    with pytest.raises(DecodeError):
+        send(other)
+    assert _held_batches() <= before
+
+
+def _held_batches() -> int:
+    gc.collect()
+    return sum(isinstance(one, Packed) for one in gc.get_objects())
 
 
 def test_the_oldest_is_dropped_if_that_was_chosen(tmp_path: Path) -> None:

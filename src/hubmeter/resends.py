@@ -7,7 +7,8 @@ from __future__ import annotations
 import struct
 from array import array
 from collections import OrderedDict
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import fields
 from hashlib import blake2b
 from itertools import chain
@@ -59,11 +60,24 @@ class Resends:
 
     def add(self, packed: Packed) -> None:
         """*packed* is kept."""
-        self._remember(self._digest(packed))
+        with self.adding(packed):
+            pass
+
+    @contextmanager
+    def adding(self, packed: Packed) -> Iterator[None]:
+        """Around keeping *packed*, which may fail."""
+        try:
+            yield
+            self._remember(self._digest(packed))
+        finally:
+            self._last = (None, b"")
 
     def has(self, packed: Packed) -> bool:
-        """Whether *packed* was kept already."""
-        return self._digest(packed) in self._batches
+        """Whether *packed* was kept already; if not, it is held until it is added."""
+        is_known = self._digest(packed) in self._batches
+        if is_known:
+            self._last = (None, b"")
+        return is_known
 
     def forget_layouts(self) -> None:
         """Free what is made again when it is needed."""

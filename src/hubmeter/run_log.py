@@ -159,8 +159,8 @@ class RunLog:
         if self._journal is None:
             self._open(self._begun(self.part))
         assert self._journal is not None
-        self._journal.append(packed)
-        self._resends.add(packed)
+        with self._resends.adding(packed):
+            self._journal.append(packed)
         self.points += len(packed.values) + sum(packed.skipped.values())
 
     def cut(self) -> Ended | None:
