@@ -786,6 +786,36 @@ def test_what_a_real_collector_writes(gate: list[str], tmp_path: Path) -> None:
 # -- anything
 
 
+def test_collectors_that_are_killed_again_and_again() -> None:
+    """1,500 captures of several lives, rotated and compressed: all that is whole, nothing else."""
+    noise = random.Random(8)
+    for number in range(1500):
+        form = noise.choice(["JSON lines", *MESSAGES])
+        whole, data = lives(MESSAGES.get(form, line), noise)
+        files = [data]
+        cut = noise.randrange(40, len(data))
+        # The first bytes of a file say what it is, if they are enough and not a zstd frame's.
+        if noise.random() < 0.5 and len(data) - cut > 300 and not data.startswith(ZSTD, cut):
+            files = [data[:cut], data[cut:]]
+        compressed = map(noise.choice(list(WHOLE.values())), files)
+        assert measured(*compressed) == whole, number
+
+
+def lives(
+    make: Callable[[dict[str, Any]], bytes], noise: random.Random
+) -> tuple[list[tuple[Any, ...]], bytes]:
+    """The whole records of a Collector that was killed and went on in its file, and the file."""
+    whole, data = list[tuple[Any, ...]](), b""
+    for _ in range(noise.randrange(1, 4)):
+        for left in reversed(range(noise.randrange(2, 6))):
+            end = noise.choice(list(ENDS))
+            made = make(ENDS[end](T0 + noise.randrange(10**9) * SECOND))
+            by = 0 if left else noise.choice([0, noise.randrange(2, 12), noise.randrange(2, 999)])
+            data += made[: len(made) - by] if by < len(made) else b""
+            whole += [] if by else measured(made)
+    return whole, data
+
+
 def test_mutated_files_are_points_or_a_decode_error() -> None:
     """3,000 files: bytes changed, removed, doubled, swapped, also below the compression."""
     noise = random.Random(4)
