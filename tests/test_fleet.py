@@ -443,6 +443,21 @@ def test_what_rests_is_not_begun_twice(tmp_path: Path) -> None:
     assert sorted(watts(contents(tmp_path / "data"))) == [1, 2, 3]
 
 
+def test_a_run_that_a_killed_receiver_was_about_to_end_does_not_rest(tmp_path: Path) -> None:
+    """
+    It goes on with its open part: what was noted would soon be of the past.
+    """
+    with serving(tmp_path, settings={}, tick_s=0) as server:
+        assert server.ask(1, asked(power(100, 0, run_id="r")))[0] == "+"
+        server.do("[log.rest(log.part + 1, {}) for log in fleet._open.values()] and 1")
+    with serving(tmp_path, settings={}, tick_s=0) as server:
+        assert list((tmp_path / "journal" / "resting").iterdir()) == []
+        assert server.ask(2, asked(power(100, 10, run_id="r")))[0] == "+"
+        assert server.close() == "closed True"
+    rows = rows_of(contents(tmp_path / "data"))
+    assert [row["energy_joules"] for row in rows] == [0, 1000]
+
+
 def test_a_resource_that_rests_too_long_is_another_run(tmp_path: Path) -> None:
     """
     It had to make room, and its silence goes on meanwhile.

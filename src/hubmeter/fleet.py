@@ -24,6 +24,7 @@ from .journal import JOURNAL, Claim, peek, says_end, sealed_path, segments
 from .ledger import Packed, pack
 from .owners import SILENT_S
 from .publisher import Publisher
+from .resting import resting_path
 from .routing import Router, RunKey
 from .run import absolute, begin_run, working_folder
 from .run_log import Ended, Place, RunLog, left_by_receiver
@@ -348,6 +349,8 @@ class Fleet:
         if goes_on and is_same and left.key not in self._open and len(self._open) < self._most_runs:
             self._open[left.key] = run_log
             self._open.move_to_end(left.key, last=False)  # the newest come first
+            with suppress(OSError):  # of a receiver that was killed as it ended this part
+                resting_path(self._place.folder, left.key).unlink()
             return
         here = self._open.get(left.key)
         is_followed = here is not None and here.run.process_id == left.run.process_id
