@@ -434,6 +434,17 @@ def test_damage_in_gzip_costs_the_rest() -> None:
     assert sum(skipped.values()) >= 1
 
 
+@pytest.mark.parametrize("form", ["JSON lines", "protobuf"])
+def test_nothing_is_put_together_across_damage(form: str) -> None:
+    """The first half of one record and the second half of another could be a third."""
+    first, one, two, last = (PARTS[form](record(number)) for number in range(4))
+    for place in range(1, len(one) - 1):
+        half = bytearray(zstd(first + one[:place]))
+        half[-1] ^= 0xFF  # of its checksum
+        found, skipped = read(bytes(half) + zstd(two[place:] + last))
+        assert (found, bool(skipped)) == ([0, 3], True), place
+
+
 @pytest.mark.parametrize("data", [b"", b"\n\n", b"\0" * 50, b"\x1f\x8b\x08", b"\x28\xb5\x2f\xfd",
                                   b"\0\0\1\0", b"\0\0\1\0\x0a", b"\x0a\x05\x12"])  # fmt: skip
 def test_nothing_is_an_error(data: bytes) -> None:

@@ -10,7 +10,7 @@ from typing import Literal, TypeAlias, TypeVar
 
 from .forms import FARTHEST, PREFIX, is_json, is_one_field, may_be_message, next_message
 from .unpacking import GAP, MOST_BYTES
-from .window import Window
+from .window import HOLE, Window
 
 Decoded = TypeVar("Decoded")
 
@@ -22,7 +22,7 @@ class Line:
 
     Attributes:
         content: Without its newline. If longer than `MOST_BYTES`, not all of it.
-        joints: Where in it a file ended and the next began, or something is missing.
+        joints: Where in it a file ended and the next began.
         is_ended: A newline followed.
     """
 
@@ -36,8 +36,9 @@ def lines(chunks: Iterator[bytes]) -> Iterator[Line]:
     line, joints = bytearray(), list[int]()
     for chunk in chunks:
         if chunk == GAP:
-            if is_json(line):  # a file that ends without a newline
-                yield Line(content=bytes(line), joints=tuple(joints))
+            is_torn = chunk is HOLE
+            if is_torn or is_json(line):  # a file may end without a newline
+                yield Line(content=bytes(line), joints=tuple(joints), is_ended=not is_torn)
                 line, joints = bytearray(), []
             elif line:
                 joints.append(len(line))

@@ -16,7 +16,7 @@ from ..errors import DecodeError
 from .forms import HEAD, Form, form_of, likely_form
 from .framing import Line, are_whole, lines, messages, pieces_of
 from .unpacking import CUT_OFF, DAMAGED, GAP, MOST_BYTES, ZSTD, unpacked, unpacked_record
-from .window import Window
+from .window import HOLE, Window
 from .wire import signal_of
 
 if TYPE_CHECKING:
@@ -293,9 +293,10 @@ def _then_all(chunks: Iterator[bytes], raw: Iterator[bytes]) -> Iterator[bytes]:
 
 
 def _whole(chunks: Iterator[bytes]) -> bytes:
-    """All *chunks*, but not much more than one record may be."""
-    body = bytearray()
+    """All *chunks*, but not much more than one record may be; a hole in it is a zero byte."""
+    body, is_at_hole = bytearray(), False
     for chunk in chunks:
         if len(body) <= MOST_BYTES:
-            body += chunk
+            body += b"\0" + chunk if chunk and is_at_hole else chunk
+        is_at_hole = chunk is HOLE or (is_at_hole and not chunk)
     return bytes(body)

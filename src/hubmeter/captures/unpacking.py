@@ -2,7 +2,7 @@
 Compressed bytes as they were before: gzip, zstd, and text in UTF-16.
 
 Nothing grows without bound: a piece of input makes a piece of output. What is cut off or damaged
-is told to *lost*, and whatever can still be read follows, after a `GAP`.
+is told to *lost*, and whatever can still be read follows, after a `HOLE`.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from collections.abc import Callable, Generator, Iterator
 from contextlib import suppress
 from typing import Any
 
-from .window import Window
+from .window import HOLE, Window
 
 CUT_OFF = "the last record is cut off"
 DAMAGED = "a stretch of the file is damaged"
@@ -22,7 +22,7 @@ MOST_BYTES = 2**30
 """Of one record, unpacked. A Collector's are kilobytes to some tens of megabytes."""
 
 GAP = b""
-"""Stands in a stream where something is missing, and where a file ends. No other piece is empty."""
+"""Stands in a stream where a file ends; a `HOLE` equals it, but no other piece."""
 
 _PIECE = 2**18
 _WINDOW = 2**27
@@ -90,6 +90,7 @@ def _gunzipped(chunks: Iterator[bytes], lost: Lost) -> Iterator[bytes]:
             except zlib.error:
                 yield from _before_damage(before, packed)
                 lost(DAMAGED)  # its bits have no marks at which a reader could go on
+                yield HOLE
                 return
             if piece:
                 yield piece
@@ -101,6 +102,7 @@ def _gunzipped(chunks: Iterator[bytes], lost: Lost) -> Iterator[bytes]:
             yield piece
         if not member.eof:
             lost(CUT_OFF)
+            yield HOLE
 
 
 def _before_damage(member: Any, packed: bytes) -> Iterator[bytes]:
@@ -121,9 +123,9 @@ def _unzstd(window: Window, lost: Lost) -> Iterator[bytes]:
                 yield from _frame(window)
         except (_zstd_error(), EOFError) as error:
             lost(CUT_OFF if isinstance(error, EOFError) else DAMAGED)
+            yield HOLE
             if not _is_at_next_frame(window):
                 return
-            yield GAP
 
 
 def _is_at_next_frame(window: Window) -> bool:
