@@ -66,7 +66,7 @@ FAULTS: Mapping[str, tuple[int, Fault]] = {
 """Name to how often, and what."""
 
 
-@pytest.mark.timeout(240 * SOAK)
+@pytest.mark.timeout(360 * SOAK)
 def test_every_acknowledged_point_survives_a_hub_in_trouble_once(
     tmp_path: Path, report_counts
 ) -> None:
