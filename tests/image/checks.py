@@ -14,8 +14,14 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+import grpc
 import pytest
-from buildah import Container, Process
+from buildah import Container, Process, buildah
+from google.protobuf.json_format import ParseDict
+from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import (
+    ExportMetricsServiceRequest,
+)
+from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2_grpc import MetricsServiceStub
 
 from hubmeter import open_dataset
 
@@ -41,16 +47,14 @@ def _container(tree: Container) -> Container:
 
 
 class Receiver:
-    """The image's default command, on a free port instead of 4318: the network is ours."""
+    """The image's default command, on free ports instead of its own: the network is ours."""
 
     def __init__(self, container: Container) -> None:
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            self._port = free.getsockname()[1]
+        self._port, self._grpc_port = _free_port(), _free_port()
         self._container = container
         self.environment = {
             "HUBMETER_SERVE_HTTP": f"0.0.0.0:{self._port}",
-            "HUBMETER_SERVE_GRPC": "off",
+            "HUBMETER_SERVE_GRPC": f"0.0.0.0:{self._grpc_port}",
         }
 
     def health(self) -> tuple[int, str]:
@@ -71,6 +75,19 @@ class Receiver:
         except urllib.error.HTTPError as answer:
             answer.close()
             return int(answer.code)
+
+    def send_by_grpc(self, readings_w: Sequence[float]) -> None:
+        """The same; raises if the answer is no success."""
+        request = ParseDict(_request(readings_w), ExportMetricsServiceRequest())
+        metadata = [("authorization", f"Bearer {TOKEN}")]
+        with grpc.insecure_channel(f"127.0.0.1:{self._grpc_port}") as channel:
+            MetricsServiceStub(channel).Export(request, metadata=metadata, timeout=10)
+
+
+def _free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return int(free.getsockname()[1])
 
 
 def test_it_runs_as_a_user_without_rights(container: Container) -> None:
@@ -99,9 +116,25 @@ def test_an_evaluation_is_recorded(container: Container) -> None:
         assert process.ended(90) == 7
 
     assert "task 5 of 5 is done\n10001\n" in process.output()  # no zombie is named in between
-    points = open_dataset(container.volume / "data", "points").to_pylist()
-    steps = [p["value"] for p in points if p["metric_name"] == "evaluation.steps"]
-    assert steps == [1, 2, 3, 4, 5, 5]
+    assert _steps(container) == [1, 2, 3, 4, 5, 5]
+
+
+def test_the_example_of_an_evaluation_image_builds_and_runs(tmp_path: Path) -> None:
+    """docker/evaluation on top of our image: its own command, and what it did is a dataset."""
+    name = f"localhost/hubmeter-test-evaluation:{os.getpid()}"
+    how = ["--isolation=chroot", "--format=docker", "--layers=false", f"--tag={name}"]
+    buildah("build", *how, f"--from={os.environ['HUBMETER_TEST_IMAGE']}", EVALUATION.parent)
+    container = Container(name, tmp_path / "hubmeter")
+    try:
+        container.empty_volume()
+        assert container.config["Healthcheck"]["Test"] == ["NONE"]
+        with container.running() as process:
+            assert process.ended(90) == 0
+        assert "task 5 of 5 is done\n" in process.output()
+        assert _steps(container) == [1, 2, 3, 4, 5, 5]
+    finally:
+        container.remove()
+        buildah("rmi", name)
 
 
 def test_sigterm_ends_an_evaluation_with_a_dataset(container: Container) -> None:
@@ -144,10 +177,11 @@ def test_the_receiver_publishes_at_sigterm(container: Container) -> None:
         assert receiver.health() == (0, "")
         assert receiver.send([250.0], token="another-token") == 401
         assert receiver.send([300.0, 310.0]) == 200
+        receiver.send_by_grpc([300.0, 310.0, 320.0])  # two of them again
         process.send(_stop_signal(container))
         assert process.ended(30) == 0
 
-    assert _powers(container) == [300, 310]
+    assert _powers(container) == [300, 310, 320]
     assert receiver.health()[0] != 0
 
 
@@ -181,9 +215,7 @@ def test_a_killed_evaluation_is_recovered(container: Container) -> None:
     with container.running("recover") as process:
         assert process.ended(60) == 0, process.output()
 
-    points = open_dataset(container.volume / "data", "points").to_pylist()
-    steps = [p["value"] for p in points if p["metric_name"] == "evaluation.steps"]
-    assert steps[:5] == [1, 2, 3, 4, 5]
+    assert _steps(container)[:5] == [1, 2, 3, 4, 5]
 
 
 @contextmanager
@@ -197,6 +229,11 @@ def _started(container: Container, receiver: Receiver) -> Iterator[Process]:
 
 def _stop_signal(container: Container) -> signal.Signals:
     return signal.Signals[container.config["StopSignal"]]
+
+
+def _steps(container: Container) -> list[float]:
+    points = open_dataset(container.volume / "data", "points").to_pylist()
+    return [point["value"] for point in points if point["metric_name"] == "evaluation.steps"]
 
 
 def _powers(container: Container) -> list[float]:
