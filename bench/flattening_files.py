@@ -35,9 +35,8 @@ GPUS, COLLECTIONS = 8, 17_858
 
 SMALL = 12_000
 """
-Collections of one GPU, 84,000 points, for smoltrace. Of eight GPUs it would read the first, which
-is an eighth of the work. It has all documents in memory as dictionaries, and takes its time for
-each of them.
+Collections of one GPU, 84,000 points, for smoltrace: of several it would read the first only. It
+has all documents in memory as dictionaries, and takes the same time for each of them.
 """
 
 COLUMNS = {
