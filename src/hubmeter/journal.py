@@ -13,7 +13,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, final
+from typing import TYPE_CHECKING, Any, final
 
 from .errors import JournalError
 from .frames import PREAMBLE_SIZE
@@ -22,6 +22,9 @@ from .ledger import Packed
 from .owners import SILENT_S, Owner, as_json, from_json, is_alive, this_process
 from .records import Contents, Encoder, decode
 from .whole_files import make_folder, sync_folders
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 JOURNAL = ".journal"
 OURS = (JOURNAL, ".sealed")
@@ -81,7 +84,7 @@ class Journal:
     @classmethod
     def create(
         cls, folder: Path, name: str, header: Mapping[str, Any], *, fsync: bool = False
-    ) -> Journal:
+    ) -> Self:
         """
         Begin the journal *name* in *folder*, which is made if need be.
 

@@ -336,7 +336,6 @@ class RunLog:
             path.with_name(f".{path.name}.new").unlink()
         header, fsync = self._header(part), self._place.fsync
         journal = StrictJournal.create(path.parent, path.stem, header, fsync=fsync)
-        assert isinstance(journal, StrictJournal)
         try:
             for kind, note in notes.items():
                 if note:
