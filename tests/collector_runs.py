@@ -18,7 +18,7 @@ import time
 import urllib.request
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -327,6 +327,47 @@ class Dcgm:
     def __exit__(self, *_: object) -> None:
         self._server.shutdown()
         self._server.server_close()
+
+
+class Unheard:
+    """
+    Hands requests on to *port*, and what it answers back, until :meth:`swallow` is called.
+
+    Attributes:
+        url: Where it listens.
+    """
+
+    def __init__(self, port: int) -> None:
+        self._port = port
+        self._is_heard = True
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.url = f"http://127.0.0.1:{self._listener.getsockname()[1]}"
+
+    def __enter__(self) -> Self:
+        threading.Thread(target=self._accept, daemon=True).start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._listener.close()
+
+    def swallow(self, is_swallowing: bool = True) -> None:
+        """No answer comes back, or each one again."""
+        self._is_heard = not is_swallowing
+
+    def _accept(self) -> None:
+        with suppress(OSError):
+            while True:
+                asking, _ = self._listener.accept()
+                answering = socket.create_connection(("127.0.0.1", self._port))
+                for ends in ((asking, answering), (answering, asking)):
+                    threading.Thread(target=self._pipe, args=ends, daemon=True).start()
+
+    def _pipe(self, source: socket.socket, target: socket.socket) -> None:
+        is_answer = source.getpeername()[1] == self._port
+        with suppress(OSError), source, target:
+            while data := source.recv(65_536):
+                if self._is_heard or not is_answer:
+                    target.sendall(data)
 
 
 class QueueingCollector(Collector):

@@ -26,6 +26,7 @@ from collector_runs import (
     Hubmeter,
     QueueingCollector,
     Sender,
+    Unheard,
     each_once,
     listening,
     send_span,
@@ -232,6 +233,31 @@ def test_a_collector_that_is_killed_loses_nothing_from_its_queue(tmp_path: Path)
             acknowledged = len(sender.acknowledged)
             until(lambda: len(sender.acknowledged) > acknowledged)
         assert_all_arrive(collector, hubmeter, sender, is_whole=False)
+
+
+def test_what_a_killed_collector_batches_anew_is_there_once(tmp_path: Path) -> None:
+    """It never heard that its requests were taken, and they are published when it comes back."""
+    with (
+        Hubmeter(tmp_path, silence_s=1).start() as hubmeter,
+        Unheard(hubmeter.http) as between,
+        QueueingCollector(
+            "agent", tmp_path / "c", overrides=[ONLY_OTLP], HUBMETER_ENDPOINT=between.url
+        ) as collector,
+        Sender(collector.url) as sender,
+    ):
+        sender.send(3)
+        until(lambda: collector.queued() == 0 and hubmeter.status()["points_acknowledged"] == 15)
+        between.swallow()
+        for number in range(1, 5):
+            sender.send(3)
+            until(lambda: hubmeter.status()["points_acknowledged"] == 15 + 15 * number)  # noqa: B023
+        collector.kill()
+        until(lambda: hubmeter.status()["points_published"] == 75, lambda: hubmeter.log)
+        between.swallow(False)
+        collector.start()
+        assert_all_arrive(collector, hubmeter, sender)
+    [taken] = re.findall(r"(\d+) data points taken", hubmeter.log)
+    assert int(taken) > 75
 
 
 @pytest.mark.parametrize("protocol", BY)

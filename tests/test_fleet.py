@@ -212,6 +212,32 @@ def test_a_request_that_comes_again_counts_once(tmp_path: Path) -> None:
     assert json.loads(about["rejected"]) == {DUPLICATE: 2}
 
 
+def test_points_that_come_again_in_other_requests_count_once(tmp_path: Path) -> None:
+    """A Collector that was killed batches anew, and in between two parts were published."""
+    fleet = fleet_in(tmp_path)
+    send = Feeder(fleet)
+    seconds = [[power(100.0 + n, n, run_id="r")] for n in range(9)]
+    for first in (0, 3):
+        for one in seconds[first : first + 3]:
+            send(*one)
+        cut_all(fleet)
+    publish(tmp_path)
+    send(*seconds[4], *seconds[5], *seconds[6], *seconds[2])
+    send(*seconds[7], *seconds[3], *seconds[8])
+    end_all(fleet, is_final=False)
+    publish(tmp_path)
+    send(*seconds[0], *seconds[8])
+    assert fleet.close(Deadline.after(SOON_S))
+
+    found = contents(tmp_path / "data")
+    assert watts(found) == [100.0 + n for n in range(9)]
+    joules = [row["energy_joules"] for row in rows_of(found)]
+    assert joules == sorted(joules)
+    counts = sorted((m["points_received"], m["points_published"]) for m in metadata(found))
+    assert counts == [("3", "3"), ("3", "3"), ("7", "3")]
+    assert len(list(tmp_path.glob("journal/arrivals/*"))) == 4
+
+
 def test_a_run_that_has_no_gpu_has_one_row(tmp_path: Path) -> None:
     """At its end, however many parts it had; none where an earlier or later part has rows."""
     other = resource_metrics(gauge("my.gauge", "1", point(1.0)), resource={"run.id": "none"})

@@ -92,6 +92,21 @@ def pack(batch: PointBatch) -> Packed:
     )
 
 
+def only(packed: Packed, places: Sequence[int]) -> Packed:
+    """*packed* with only the points at *places*."""
+    layout, times, values, starts, kinds, special, extras, skipped = packed
+    return Packed(
+        SeriesLayout(tuple([layout.series[place] for place in places])),
+        times if packed.shares_time else array("Q", [times[place] for place in places]),
+        array("d", [values[place] for place in places]),
+        array("Q", [starts[place] for place in places] if starts else ()),
+        bytes([kinds[place] for place in places]),
+        {n: special[place] for n, place in enumerate(places) if place in special},
+        {n: extras[place] for n, place in enumerate(places) if place in extras},
+        skipped,
+    )
+
+
 @dataclass(slots=True)
 class Block:
     """

@@ -18,6 +18,8 @@ from glob import escape
 from itertools import count
 from pathlib import Path
 
+from .arrivals import FOLDER as ARRIVALS
+from .arrivals import forget_arrivals
 from .attempts import GIVEN_UP, attempt, in_groups, without_given_up
 from .deadline import Deadline
 from .destinations import Destination, Sink, commits, destination_of, sink_of
@@ -154,7 +156,7 @@ def recover(
                 for commit in _commits(found):
                     publisher.publish(commit)
     if not is_rehearsal:
-        for notes in (TOTALS, RESTING):
+        for notes in (TOTALS, RESTING, ARRIVALS):
             prune(folder / notes)
     return result
 
@@ -328,6 +330,8 @@ class _Publisher:
         for one in latest.values():
             if one not in goes_on:
                 forget_totals(one.path.parent, one.run.process_id)
+                if one.run.is_received:
+                    forget_arrivals(one.path.parent, one.run.process_id)
         self._result.published += commit
 
     def _has_taken(self, filled: list[Found]) -> bool:

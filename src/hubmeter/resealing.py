@@ -4,16 +4,19 @@ What a journal says, as a shard: the one that is sealed beside it, or one made a
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from .arrivals import Arrivals
 from .errors import DecodeError
 from .journal import Replay, sealed_path
-from .ledger import Ledger, Points
+from .ledger import Ledger, Packed, Points
 from .openings import START, Opening, as_json, from_json
+from .resends import DUPLICATE
 from .run import Run
 from .sealed import read_sealed, write_sealed
 from .sealing import seal_segment
@@ -39,13 +42,14 @@ def shard_of(
         shard, closing = read_sealed(sealed)
         return replace(shard, files={}), from_json(closing)
     notes = replay.contents.notes
+    batches, repeated = _new_batches(replay, run, is_kept=is_kept)
     made, ending = seal_segment(
-        _points(replay),
+        _points(batches),
         run,
         _opening(notes, before),
         part=part_of(replay),
         empty_run_unix_nano=None if has_rows or notes.get("rows") else _empty_run(replay, run),
-        lost=_lost(notes),
+        lost=Counter(_lost(notes)) + Counter({DUPLICATE: repeated}),
     )
     if made is not None and is_kept:
         with suppress(OSError):  # then the bytes stay in memory
@@ -67,9 +71,21 @@ def end_of(replay: Replay) -> Mapping[str, Any]:
     return end if isinstance(end, Mapping) else {}
 
 
-def _points(replay: Replay) -> Points:
+def _new_batches(replay: Replay, run: Run, *, is_kept: bool) -> tuple[list[Packed], int]:
+    """The batches without points that an earlier part has, and how many these are."""
+    batches = replay.contents.batches
+    if not run.is_received:  # its program does not send again
+        return batches, 0
+    arrivals = Arrivals(replay.path.parent, run.process_id, part_of(replay))
+    kept, repeated = arrivals.without_known(batches)
+    if is_kept and not end_of(replay).get("final"):
+        arrivals.note(batches)  # before it is sealed: then nobody comes here again
+    return kept, repeated
+
+
+def _points(batches: Iterable[Packed]) -> Points:
     ledger = Ledger()
-    for packed in replay.contents.batches:
+    for packed in batches:
         ledger.append(packed)
     return ledger.snapshot()
 
