@@ -15,6 +15,7 @@ import subprocess
 import sys
 import threading
 import time
+import urllib.error
 import urllib.request
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -148,7 +149,11 @@ class Hubmeter:
 
     def status(self) -> dict[str, Any]:
         """What it says about itself since its start, or said before it ended."""
-        with urllib.request.urlopen(f"{self.url}/readyz") as answer:
+        try:
+            answer = urllib.request.urlopen(f"{self.url}/readyz")
+        except urllib.error.HTTPError as refused:  # while it takes nothing
+            answer = refused
+        with answer:
             return json.load(answer)
 
     def steps(self) -> dict[str, Counter[int]]:

@@ -29,7 +29,7 @@ from hubmeter.receiver.intake import Intake
 from hubmeter.settings import load_settings
 from makers import T0
 
-SIZE = 2**17
+SIZE = 2**18
 Take = Callable[[bytes], str]
 LONG = b"x" * SIZE
 

@@ -907,13 +907,19 @@ def test_what_cannot_be_answered_any_more_is_not_kept(door: str, keeps_last: boo
     served = Served(keeps_last=keeps_last)
     bodies = {"http": text, "grpc": proto}
     body = bodies[door](*range(300_000))
+    before = set(threading.enumerate())
     with served, ThreadPoolExecutor(1) as pool:
         send = {"http": lambda: served.post(body, JSON), "grpc": lambda: served.export(body)}
         large = pool.submit(send[door])
-        assert until(lambda: any("-decoding" in one.name for one in threading.enumerate()), 30)
+        assert until(lambda: any("-decoding" in one.name for one in _new(before)), 30)
         served.stop(Deadline.after(0.2))
         assert large.exception(30) is not None
     assert len(served.kept.values()) == (300_000 if keeps_last else 0)
+
+
+def _new(before: set[threading.Thread]) -> set[threading.Thread]:
+    """Threads that are not of another test's receiver."""
+    return set(threading.enumerate()) - before
 
 
 def test_what_comes_as_the_receiver_ends_may_come_again() -> None:
