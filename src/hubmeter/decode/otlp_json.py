@@ -46,6 +46,11 @@ _SNAKE_CASE = {
     "scopeMetrics": "scope_metrics",
     "dataPoints": "data_points",
 }
+_OF_DOUBLES = frozenset({"attributes", "startTimeUnixNano", "timeUnixNano", "asDouble"})
+"""All that the usual number has."""
+
+_NEVER = ("", 0)
+
 _LEAVES = frozenset({str, int, float, bool, type(None)})
 
 BAD_LINE = "a line is not JSON"
@@ -166,6 +171,7 @@ class _Walk:
         self.columns = Columns()
         self._skipped = self.columns.skipped
         self._cache = cache
+        self._time = self._start = _NEVER
 
     def request(self, request: Any) -> None:
         names = {"resourceMetrics", "resource_metrics"}
@@ -224,15 +230,19 @@ class _Walk:
             self._point(point, series)
 
     def _point(self, point: Mapping[str, Any], series: Series) -> None:
+        extra = None
         try:
-            time = nanos_of(point.get("timeUnixNano"))
-            start = nanos_of(point.get("startTimeUnixNano"))
-            value = value_of(point, series.kind)
-            extra = extra_of(point) if "flags" in point or "exemplars" in point else None
+            self._time = _read_again(point.get("timeUnixNano"), self._time)
+            self._start = _read_again(point.get("startTimeUnixNano"), self._start)
+            value = point.get("asDouble")
+            is_usual = type(value) is float and series.kind in ("gauge", "sum")
+            if not (is_usual and _OF_DOUBLES.issuperset(point)):
+                value = value_of(point, series.kind)
+                extra = extra_of(point) if "flags" in point or "exemplars" in point else None
         except BadPoint as error:
             self._skipped[str(error)] += 1
         else:
-            self.columns.add(series, time, start, value, extra)
+            self.columns.add(series, self._time[1], self._start[1], value, extra)
 
     def _objects(self, parent: Mapping[str, Any], key: str) -> Iterator[Mapping[str, Any]]:
         """The objects in the list *key*; an absent list, or null, is an empty one."""
@@ -246,7 +256,7 @@ class _Walk:
             self._skipped[NOT_AN_OBJECT.format(key)] += 1
             return
         for item in found:
-            if isinstance(item, Mapping):
+            if type(item) is dict or isinstance(item, Mapping):
                 yield item
             else:
                 self._skipped[NOT_AN_OBJECT.format(f"an item of {key}")] += 1
@@ -277,6 +287,13 @@ class _Walk:
 
     def _read_attributes(self, owner: Mapping[str, Any]) -> AttributesJson:
         return attributes_json(attributes_of(list(self._objects(owner, "attributes"))))
+
+
+def _read_again(time: Any, last: tuple[str, int]) -> tuple[str, int]:
+    """*time* and its nanoseconds, read once for all points that say the same one after another."""
+    if type(time) is str and time == last[0]:
+        return last
+    return time if type(time) is str else "", nanos_of(time)
 
 
 def _is_json(value: Any) -> bool:
