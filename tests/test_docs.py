@@ -119,8 +119,8 @@ def test_the_examples_left_what_they_promise(folder: Path, hub: LoopbackHub) -> 
     assert len(hub.repo("me/run-metrics").commits) == 2  # an agent, and a file
     from hubmeter import open_dataset
 
-    assert open_dataset(folder / "my-runs").num_rows >= 1
-    assert "steps" in open_dataset(folder / "my-runs", "points")["metric_name"].to_pylist()
+    assert open_dataset(folder / "hubmeter-data").num_rows >= 1
+    assert "steps" in open_dataset(folder / "hubmeter-data", "points")["metric_name"].to_pylist()
     assert "steps" in open_dataset(folder / "hubmeter-data", "points")["metric_name"].to_pylist()
     rows = open_dataset(folder / "rows.parquet")
     assert rows["gpu_temperature_celsius"].to_pylist() == [61.0]

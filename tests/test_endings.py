@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 import os
 import signal
 import subprocess
@@ -309,6 +310,27 @@ def test_a_program_that_a_thread_keeps_alive_still_ends_by_sigterm(
     assert _seconds_since_the_signal(tmp_path) < DOCKER_STOP_S
     assert ended.returncode == -signal.SIGTERM
     assert _watts(hub) == [7, 8]
+
+
+def test_readers_that_tick_on_while_sigterm_publishes_leave_nothing_behind(
+    hub: LoopbackHub, tmp_path: Path
+) -> None:
+    """What they collect after the signal would be a part, and a commit, of its own each time."""
+    hub.faults.append(Fault(delay_s=0.1, times=math.inf))
+    code = """
+    from opentelemetry.sdk.metrics import MeterProvider
+    from opentelemetry.sdk.metrics.export import PeriodicExportingMetricReader
+    exporter = HubMetricExporter()
+    reader = PeriodicExportingMetricReader(exporter, export_interval_millis=20)
+    provider = MeterProvider([reader])
+    measure(provider, 7)
+    provider.force_flush()
+    """
+    ended = _run(interpreters.environment(PYTHONS[-1]), _dedented(code) + SIGTERM, hub, tmp_path)
+
+    assert (ended.returncode, ended.stderr) == (-signal.SIGTERM, "")
+    assert len(hub.repo("me/run-metrics").commits) == 1
+    assert list(_journal(tmp_path).glob("*.*")) == []
 
 
 def test_sigterm_while_the_main_thread_stands_in_our_code_leaves_the_run(

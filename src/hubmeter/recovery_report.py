@@ -10,6 +10,7 @@ from shlex import quote
 from typing import Any
 
 from .recovery import Found, Recovery
+from .text import counted
 
 SHOWN = 20
 """Lines of one kind; the others are counted."""
@@ -42,7 +43,9 @@ def recovery_text(result: Recovery, journal_dir: Path, *, is_rehearsal: bool) ->
 
 def _sum(result: Recovery, journal_dir: Path, *, is_rehearsal: bool) -> str:
     shards = [one.shard for one in result.published if one.shard is not None]
-    live = f"; {result.live} of live processes left alone" if result.live else ""
+    held = f"{counted(result.live, 'segment')} {'is' if result.live == 1 else 'are'} held"
+    by = "by a live process: a run that goes on, or who publishes it just now"
+    live = f"; {held} {by}" if result.live else ""
     kept = f"; {len(result.kept)} stay in the journal" if result.kept else ""
     if not (result.published or result.failures or result.left):
         return f"nothing waits in {journal_dir}{live}"

@@ -99,8 +99,7 @@ class HubMetricExporter(MetricExporter):
         self._decoding = threading.Lock()
         self._pipeline: Pipeline | None = None
         self._complaints: set[str] = set()
-        self._has_received = False
-        self._told_child = False
+        self._has_received = self._told_child = self._takes_no_more = False
         self._anchor = _Anchor(self)
         _prepare_process()
         try:
@@ -120,6 +119,8 @@ class HubMetricExporter(MetricExporter):
     ) -> MetricExportResult:
         if self._pipeline is None:
             return MetricExportResult.SUCCESS
+        if self._takes_no_more:
+            return MetricExportResult.FAILURE
         if self._in_forked_child():
             self._say_that_children_are_not_recorded()
             return MetricExportResult.FAILURE
@@ -212,6 +213,8 @@ class HubMetricExporter(MetricExporter):
             if goes_on():
                 self._pipeline.publish_part()
             else:
+                # A reader that ticks on while we publish would leave a part behind each time.
+                self._takes_no_more = True
                 self.shutdown(timeout_millis=(deadline.remaining_s() - LEAVING_S) * 1e3)
         finally:
             if not goes_on():
