@@ -27,7 +27,6 @@ from .errors import PublishError, fresh
 from .journal import Claim, Replay, read_journal, says_end, sealed_path, segments
 from .openings import START
 from .receipts import receipt_of, write_receipt
-from .records import TORN
 from .resealing import end_of, shard_of, size_of
 from .resting import FOLDER as RESTING
 from .run import Run, working_folder
@@ -36,7 +35,7 @@ from .settings import safe_name
 from .shard import Shard
 from .totals import FOLDER as TOTALS
 from .totals import Totals, forget_totals, prune, read_totals, write_totals
-from .waiting import is_received, part_of, process_of, run_of
+from .waiting import is_received, part_of, process_of, run_of, torn_and_damage
 
 log = logging.getLogger(__name__)
 
@@ -98,6 +97,7 @@ class Recovery:
         left: Segments that cannot be published or removed, with the reason.
         live: How many segments belong to running processes.
         damage: What could not be read, one sentence each.
+        torn: Records that were not finished, likewise: nobody was told that they are kept.
     """
 
     published: list[Found] = field(default_factory=list)
@@ -106,6 +106,7 @@ class Recovery:
     left: list[tuple[Path, str]] = field(default_factory=list)
     live: int = 0
     damage: list[str] = field(default_factory=list)
+    torn: list[str] = field(default_factory=list)
 
 
 def recover(
@@ -228,9 +229,9 @@ class _Reader:
         if why_not := _why_not(replay, has_destination=bool(run.to or self._to)):
             self._result.left.append((path, why_not))
             return
-        damage = [one for one in replay.contents.damage if one.reason != TORN]
-        self._result.damage += [f"{path.name}: {one.reason}, {one.size} bytes at {one.offset}"
-                                for one in damage]  # fmt: skip
+        torn, damage = torn_and_damage(replay)
+        self._result.torn += torn
+        self._result.damage += damage
         before = self._before(path, run, part_of(replay))
         has_rows = before is not None and before.has_rows
         shard, closing = shard_of(

@@ -26,6 +26,7 @@ def as_json(result: Recovery) -> dict[str, Any]:
         "left": [{"file": path.name, "reason": reason} for path, reason in result.left],
         "live": result.live,
         "damage": result.damage,
+        "torn": result.torn,
     }
 
 
@@ -33,6 +34,7 @@ def recovery_text(result: Recovery, journal_dir: Path, *, is_rehearsal: bool) ->
     """One line per segment, then what went wrong, then the sum."""
     yield from _shortened([_line(one) for one in result.published])
     yield from _shortened([f"not readable: {text}" for text in result.damage])
+    yield from _shortened([f"not finished when it was killed: {text}" for text in result.torn])
     for path, reason in result.left:
         yield f"left in {journal_dir}: {path.name}: {reason}"
     for failure in result.failures:

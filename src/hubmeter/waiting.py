@@ -15,6 +15,7 @@ from .errors import DecodeError
 from .gpus import owner_of
 from .journal import Claim, Replay, peek, segments
 from .owners import is_alive
+from .records import TORN
 from .run import Run, from_json
 from .text import counted, printable
 
@@ -120,6 +121,15 @@ def _address_in(path: Path) -> object:
     with suppress(OSError):
         run = run_of(peek(path))
     return run and (run.to, run.base, run.private)
+
+
+def torn_and_damage(replay: Replay) -> tuple[list[str], list[str]]:
+    """Sentences about a record that was not finished, if there is one, and about damage."""
+    said: dict[bool, list[str]] = {True: [], False: []}
+    for one in replay.contents.damage:
+        words = f"{replay.path.name}: {one.reason}, {one.size} bytes at {one.offset}"
+        said[one.reason == TORN].append(words)
+    return said[True], said[False]
 
 
 def part_of(replay: Replay) -> int:
