@@ -164,6 +164,18 @@ def test_all_points_are_there_once() -> None:
     assert len(point_rows(broken)) == 1
 
 
+def test_only_what_is_all_the_same_is_there_once() -> None:
+    """
+    Two processes whose resources are equal, or a clock of milliseconds, give two points one time.
+    """
+    early, late = (point(value, T0, start=start) for value, start in ((1, T0 - 9), (2, T0 - 9)))
+    other = point(2, T0, start=T0 - 5)
+    sent = request(total("m", "", early, late, other, early, late))
+
+    values = [(row["value"], row["start_time_unix_nano"]) for row in point_rows(sent)]
+    assert sorted(values) == [(1, str(T0 - 9)), (2, str(T0 - 9)), (2, str(T0 - 5))]
+
+
 def test_points_are_in_order_of_time() -> None:
     """Whatever the order of arrival."""
     sent = [request(gauge("m", "", point(n, T0 + n))) for n in (3, 1, 2)]

@@ -2,7 +2,7 @@
 Which points earlier parts of a received run have: who sends again after a kill groups them anew.
 
 So requests differ, and only their points tell. One file for each part, beside the journals, with
-16 bytes for each point: the digest of its series, and its time.
+16 bytes for each point: a digest of its series, start time and value, and its time.
 """
 
 from __future__ import annotations
@@ -23,6 +23,8 @@ FOLDER = "arrivals"
 
 MOST_POINTS = 2**17
 """Of a run, the newest: half an hour of 8 GPUs x 7 metrics, or 16 full requests of a Collector."""
+
+_MASK = 2**64 - 1
 
 _Pair: TypeAlias = tuple[int, int]
 
@@ -85,8 +87,13 @@ class Arrivals:
         if digests is None:
             digests = array("Q", map(_digest, packed.layout.series))
             self._digests[packed.layout] = digests
+        said = zip(
+            digests, packed.starts or repeat(0), array("Q", packed.values.tobytes()), strict=False
+        )
         times: Iterable[int] = packed.times_unix_nano
-        return list(zip(digests, repeat(*times) if packed.shares_time else times, strict=False))
+        if packed.shares_time:
+            times = repeat(*times)
+        return [(hash(one) & _MASK, time) for one, time in zip(said, times, strict=False)]
 
 
 def forget_arrivals(folder: Path, process_id: str) -> None:

@@ -29,6 +29,9 @@ BLOCK_STRIDE = 2**40
 WIDEST_ALIGNMENT_NS = 1_000_000_000
 """Points of one request never join over more than this (DESIGN section 2)."""
 
+_Found: TypeAlias = tuple[NDArray[Any], ...]
+"""Columns of points: series, times, starts, bits of values, arrivals, references."""
+
 DUPLICATE = "the same point twice, the last one counts"
 
 
@@ -109,30 +112,40 @@ def streams_of(
 def refs_of(
     points: Points, directory: Directory, wanted: NDArray[np.bool_], counts: Counter[str]
 ) -> Refs:
-    """References of the points of *wanted* series that have a time, each once: the last."""
-    found: list[tuple[NDArray[np.int64], Times, NDArray[np.uint64], Refs]] = []
+    """
+    References of the points of *wanted* series that have a time, each once.
+
+    A point comes again if all is equal: two processes whose resources are equal, or a clock
+    that knows milliseconds, may give two numbers one time. Of distributions the last one counts.
+    """
+    found: list[_Found] = []
     for number, block in enumerate(points.blocks):
         places = np.flatnonzero(wanted[directory.numbers[number]])
-        times, width = _times(block), len(block.layout.series)
+        width = len(block.layout.series)
         firsts = np.arange(len(block), dtype=np.int64)[:, None] * width + number * BLOCK_STRIDE
         arrival = np.frombuffer(block.batch_numbers, dtype=np.uint64)
+        values = np.frombuffer(block.values, dtype=np.uint64).reshape(-1, width)
         found.append(
             (
                 np.tile(directory.numbers[number][places], len(block)),
-                _columns(times, places),
+                _columns(_times(block), places),
+                _starts_at(_starts(block), places, len(block)),
+                values[:, places].ravel(),
                 np.repeat(arrival, places.size),
                 (firsts + places).ravel(),
             )
         )
-    owners, times, arrivals, refs = (np.concatenate(part) for part in zip(*found, strict=True))
-    order = np.lexsort((arrivals, times, owners))
+    owners, times, starts, values, arrivals, refs = map(np.concatenate, zip(*found, strict=True))
+    order = np.lexsort((arrivals, values, starts, times, owners))
     order = order[times[order] > 0]
-    is_last = np.ones(order.size, dtype=bool)
-    before, after = order[:-1], order[1:]
-    is_last[:-1] = (times[before] != times[after]) | (owners[before] != owners[after])
+    is_last = np.zeros(order.size, dtype=bool)
+    is_last[-1:] = True
+    for said in (owners, times, starts, values):
+        is_last[:-1] |= said[order[1:]] != said[order[:-1]]
     counts[NO_TIME] += times.size - order.size
     counts[DUPLICATE] += int((~is_last).sum())
-    return np.asarray(refs[order[is_last]])
+    kept = order[is_last]
+    return np.asarray(refs[kept[np.lexsort((arrivals[kept], times[kept], owners[kept]))]])
 
 
 def is_delta(series: Series) -> bool:
