@@ -131,13 +131,15 @@ def serve(*, insecure: bool, **given: str | None) -> None:
         settings, silence_s=settings.serve_silence_s, most_runs=int(settings.serve_runs), say=say
     )
     receiver = Receiver(Intake(fleet.deliver), doors, status=fleet.status)
+    place = _place(settings.to)
     try:
         receiver.start()
     except BaseException:
         fleet.close(Deadline.after(0))
         raise
-    _introduce(receiver, doors, settings, fleet)
-    _check_destination(settings)
+    _introduce(receiver, doors, settings, fleet, place)
+    with suppress(OSError):  # senders may have taken all files by now, also those of modules
+        _check_destination(settings)
     number = _tick_until(asked, fleet)
     say("no new requests; what was taken is being published")
     receiver.stop(Deadline.after(DRAIN_S))
@@ -272,14 +274,16 @@ def _tick_until(asked: queue.SimpleQueue[int], fleet: Fleet) -> int:
         fleet.tick()
 
 
-def _introduce(receiver: Receiver, doors: Doors, settings: Settings, fleet: Fleet) -> None:
+def _introduce(
+    receiver: Receiver, doors: Doors, settings: Settings, fleet: Fleet, place: str
+) -> None:
     scheme = "https" if doors.tls else "http"
     who = "senders need the token" if doors.token else "senders need no token"
     for name, address in (("HTTP", receiver.http_address), ("gRPC", receiver.grpc_address)):
         if address is not None:
             say(f"OTLP/{name} on {scheme}://{address}")
     when = f"{settings.serve_silence_s:g} s after their last request"
-    say(f"runs go to {_place(settings.to)}, {when}; {who}")
+    say(f"runs go to {place}, {when}; {who}")
     if resumed := fleet.status()["runs_open"]:
         say(f"{counted(resumed, 'run')} of a receiver that was killed go on")
 
