@@ -97,6 +97,7 @@ def check(folder: Path, received: int, kept: Kept) -> Counts:
 @given(BATCHES, st.sampled_from(["other", "all", "none"]), st.sets(st.integers(0, 5)))
 @example([[(POWER, 1, "0", None, 1.0)], [(POWER, 1, "0", None, 2.0)]], "other", set())
 @example([[(POWER, 1, "0", None, 1.0), (POWER, 1, "0", "twin", 2.0)]], "none", {0})
+@example([[(POWER, 1, "0", None, 1.0)], [(POWER, 1, "0", None, 2.0)]], "all", set())
 @example([[("my.histogram", 0, "0", None, 1.0)]], "all", {0})
 def test_what_is_said_is_what_can_be_counted(
     batches: list[list[tuple[Any, ...]]], kept: Kept, cuts: set[int]

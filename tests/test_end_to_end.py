@@ -269,7 +269,7 @@ def test_a_receiver_that_is_killed_loses_and_doubles_nothing(protocol: str, tmp_
         Sender(collector.url) as sender,
     ):
         with sender.sending():
-            for kill in range(30):
+            for kill in range(60):
                 before = hubmeter.journaled()
                 until(lambda: hubmeter.journaled() > before)  # noqa: B023
                 hubmeter.kill()

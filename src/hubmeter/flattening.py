@@ -155,14 +155,14 @@ def _leftovers(
     """References for the ``points`` config; what nobody keeps is counted all the same."""
     if not directory.series:
         return np.empty(0, dtype=np.int64)
-    others = refs_of(grid.points, directory, ~is_fed, grid.counts)
+    others = refs_of(grid.points, directory, ~is_fed, grid.counts, is_fed)
     match kept:
         case "none":
             grid.counts[LEFT_OUT] += np.unique(np.concatenate([others, *grid.leftovers])).size
             return others[:0]
         case "all":
             # What is wrong with points that feed a column was counted when they did.
-            return refs_of(grid.points, directory, np.ones_like(is_fed), Counter())
+            return refs_of(grid.points, directory, np.ones_like(is_fed), Counter(), is_fed)
         case _:
             return np.unique(np.concatenate([others, *grid.leftovers]))
 

@@ -110,13 +110,18 @@ def streams_of(
 
 
 def refs_of(
-    points: Points, directory: Directory, wanted: NDArray[np.bool_], counts: Counter[str]
+    points: Points,
+    directory: Directory,
+    wanted: NDArray[np.bool_],
+    counts: Counter[str],
+    last_wins: NDArray[np.bool_],
 ) -> Refs:
     """
     References of the points of *wanted* series that have a time, each once.
 
     A point comes again if all is equal: two processes whose resources are equal, or a clock
-    that knows milliseconds, may give two numbers one time. Of distributions the last one counts.
+    that knows milliseconds, may give two numbers one time. Of distributions, and of the series
+    where *last_wins*, as in rows, the last one at a time counts.
     """
     found: list[_Found] = []
     for number, block in enumerate(points.blocks):
@@ -136,6 +141,7 @@ def refs_of(
             )
         )
     owners, times, starts, values, arrivals, refs = map(np.concatenate, zip(*found, strict=True))
+    starts, values = (np.where(last_wins[owners], 0, said) for said in (starts, values))
     order = np.lexsort((arrivals, values, starts, times, owners))
     order = order[times[order] > 0]
     is_last = np.zeros(order.size, dtype=bool)
