@@ -363,8 +363,7 @@ def _is_over(one: Found, last: Mapping[str, Path]) -> bool:
     """
     Whether no part of the run follows; *last* has the last journal of each process.
 
-    A receiver says so. The journals of another process are all there once they can be claimed,
-    but some may have come after this recovery made its list.
+    A receiver says so. Of another process some may have come after the list was made.
     """
     if one.run.is_received:
         return one.is_final
